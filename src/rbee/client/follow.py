@@ -1,0 +1,174 @@
+"""Follow a log by server-sent events, across reconnects, without losing or repeating an event."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from rbee.client.answers import error_of, reason_of
+from rbee.client.retry import reconnect_s
+from rbee.client.sse import SseEvent, SseParser
+from rbee.errors import InternalError, RbeeError, UnavailableError
+
+IDLE_S = 30.0
+GIVE_UP_S = 120.0
+CONNECT_S = 10.0
+
+OnContact = Callable[[bool, str], None]
+"""Told `(False, why)` once when the server stays away, and `(True, "")` once when it is back."""
+
+_Broken = (aiohttp.ClientError, TimeoutError, OSError)
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class LogFollower:
+    """One reader of one log, which carries its place in the log from connection to connection.
+
+    Args:
+        session: Makes the requests.
+        url: The address of the stream.
+        headers: What every request needs: credential, correlation id.
+        after: The number of the last event already seen; 0 reads from the first.
+        from_oldest: Take the first event as it comes, for logs that forget their oldest part.
+        idle_s: A connection that is silent for so long counts as broken (servers comment every 10 s).
+        give_up_s: How long to go on without any sign of life.
+        on_contact: Told when the server is away and when it is back.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        after: int = 0,
+        from_oldest: bool = False,
+        idle_s: float = IDLE_S,
+        give_up_s: float = GIVE_UP_S,
+        on_contact: OnContact | None = None,
+    ) -> None:
+        self.last_seq = after
+        self._session = session
+        self._url = url
+        self._headers = dict(headers or {})
+        self._any_first = from_oldest and after == 0
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=idle_s)
+        self._give_up_s = give_up_s
+        self._on_contact = on_contact
+        self._attempt = 0
+        self._told_away = False
+        self._contact_at = 0.0
+        self._said_bye = False
+        self._parser = SseParser()
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the log's events in order, each once, until its `end` event or a 204.
+
+        Close it (`contextlib.aclosing`) when leaving early, so that the connection ends with it.
+
+        Raises:
+            RbeeError: What the server refused with (401, 404, 410 …).
+            InternalError: The log has a hole.
+            UnavailableError: No sign of life for `give_up_s`.
+        """
+        self._contact_at = asyncio.get_running_loop().time()
+        while True:
+            why = "the stream ended"
+            try:
+                async with self._connect() as response:
+                    if response.status == 204:
+                        self._contact()
+                        return
+                    await _accept(response)
+                    async for chunk in response.content.iter_any():
+                        for event in self._events_in(chunk):
+                            yield event
+                            if event.get("kind") == "end":
+                                return
+                        if self._said_bye:
+                            break
+            except _Broken as error:
+                why = reason_of(error)
+            except RbeeError as error:
+                if not error.retryable:
+                    raise
+                why = error.message
+            await self._wait(why)
+
+    def _connect(self) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        self._parser = SseParser()
+        self._said_bye = False
+        headers = self._headers | {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        if self.last_seq:
+            headers["Last-Event-ID"] = str(self.last_seq)
+        return self._session.get(self._url, headers=headers, timeout=self._timeout)
+
+    def _events_in(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the new events that a chunk completes, one at a time, so that `last_seq` is never ahead."""
+        self._contact()
+        for event in self._parser.feed(chunk):
+            if event.event == "bye":
+                self._said_bye = True
+                return
+            decoded = self._take(event)
+            if decoded is not None:
+                yield decoded
+
+    def _take(self, event: SseEvent) -> dict[str, Any] | None:
+        """Check the event's number and decode it; None when it was seen before."""
+        if not event.id.isascii() or not event.id.isdecimal():
+            raise InternalError(f"The stream {self._url} sent an event without a number.")
+        seq = int(event.id)
+        if seq <= self.last_seq:
+            return None
+        if seq != self.last_seq + 1 and not self._any_first:
+            raise InternalError(
+                f"The stream {self._url} has a hole: event {seq} came after event {self.last_seq}."
+            )
+        try:
+            decoded = _decode(event.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InternalError(f"Event {seq} of {self._url} cannot be read: {error}.") from None
+        self._any_first = False
+        self.last_seq = seq
+        return decoded
+
+    def _contact(self) -> None:
+        """Note a sign of life."""
+        self._contact_at = asyncio.get_running_loop().time()
+        self._attempt = 0
+        if self._told_away:
+            self._told_away = False
+            if self._on_contact is not None:
+                self._on_contact(True, "")
+
+    async def _wait(self, why: str) -> None:
+        """Wait before the next connection; tell after the second failure, give up when it takes too long."""
+        left_s = self._contact_at + self._give_up_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise UnavailableError(
+                f"Nothing was heard from {self._url} for {self._give_up_s:g} s: {why}.",
+                remedy="See whether it runs (rbee status); a job goes on meanwhile (rbee jobs follow).",
+            )
+        if self._attempt == 1 and not self._told_away:
+            self._told_away = True
+            if self._on_contact is not None:
+                self._on_contact(False, why)
+        asked_s = None if self._parser.retry_ms is None else self._parser.retry_ms / 1000
+        delay_s = reconnect_s(self._attempt, asked_s=asked_s, jitter=random.random())
+        self._attempt += 1
+        await asyncio.sleep(min(delay_s, left_s))
+
+
+async def _accept(response: aiohttp.ClientResponse) -> None:
+    """Refuse an answer that is no event stream."""
+    if response.status >= 400:
+        raise await error_of(response)
+    if response.status != 200 or response.content_type != "text/event-stream":
+        raise InternalError(f"{response.url} answered {response.status} {response.content_type}, not a stream.")

@@ -1,0 +1,126 @@
+"""Events: one JSON object on one line each, and how a line becomes an entry of a log.
+
+Every program writes an event with `"v"` and `"kind"` first. A log gives each event its number by writing
+`"seq"` (and, for a captured line, `"src"` and `"observed_ts"`) straight behind them, so the rest of the line
+travels untouched: fields nobody here knows survive.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+MAX_LINE_BYTES = 16 * 1024
+MAX_TOKEN_LINE_BYTES = 1024 * 1024
+
+Level = Literal["debug", "info", "warning", "error"]
+Kind = Literal["narration", "state", "token", "raw", "gap", "end"]
+
+NARRATION_PREFIX = b'{"v":1,"kind":"narration",'
+TOKEN_PREFIX = b'{"v":1,"kind":"token",'
+_PREFIX = re.compile(rb'\{"v":1,"kind":"([a-z]+)",')
+_NUMBERED = re.compile(rb'\{"v":1,"kind":"([a-z]+)","seq":(\d+),')
+
+
+class SourceLine(Struct, frozen=True):
+    """A line that a process wrote about itself, as far as capture has to understand it."""
+
+    v: Literal[1]
+    kind: Literal["narration", "token"]
+    ts: int
+    actor: str | None = None
+    action: str | None = None
+    message: str | None = None
+    level: Level = "info"
+    text: str | None = None
+    tokens: int | None = None
+    channel: str | None = None
+    attempt: int | None = None
+    job_id: str | None = None
+    correlation_id: str | None = None
+    fields: dict[str, Any] = {}
+    seq: Any | UnsetType = UNSET
+    src: Any | UnsetType = UNSET
+    observed_ts: Any | UnsetType = UNSET
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the line leaves alone what only a log may write."""
+        return self.seq is UNSET and self.src is UNSET and self.observed_ts is UNSET
+
+
+_line_decoder = msgspec.json.Decoder(SourceLine)
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+def decode_source_line(line: bytes) -> SourceLine | None:
+    """Read one line without its newline; None when it is no event a process may write."""
+    if not line.startswith(b'{"v":1,'):
+        return None
+    try:
+        decoded = _line_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    whole = decoded.text is not None if decoded.kind == "token" else _says_something(decoded)
+    return decoded if whole and decoded.is_plain else None
+
+
+def _says_something(line: SourceLine) -> bool:
+    return bool(line.actor and line.action and line.message is not None)
+
+
+class NewEvent(Struct, frozen=True):
+    """An event without a number yet: its kind, and the JSON behind it up to the closing brace."""
+
+    kind: str
+    tail: bytes
+
+    def numbered(self, seq: int) -> bytes:
+        """Return the event as it stands in a log, without a newline."""
+        return b'{"v":1,"kind":"%b","seq":%d,%b' % (self.kind.encode(), seq, self.tail)
+
+
+def new_event(kind: Kind, fields: dict[str, Any]) -> NewEvent:
+    """Make an event of `fields` (at least one; `None` values are left out)."""
+    present = {key: value for key, value in fields.items() if value is not None}
+    return NewEvent(kind, _encoder.encode(present)[1:])
+
+
+def captured_event(line: bytes, *, source: str, offset: int, observed_ts: int) -> NewEvent:
+    """Make an event of a line that `decode_source_line` accepted, vouching for where it was read.
+
+    Args:
+        line: The line without its newline.
+        source: The file it stands in, such as `<worker id>/stdout`.
+        offset: The byte of the file it begins at.
+        observed_ts: When it was read, in nanoseconds since 1970.
+    """
+    found = _PREFIX.match(line)
+    if found is None:  # the same fields in another order
+        fields = msgspec.json.decode(line)
+        del fields["v"]
+        kind = fields.pop("kind")
+        return new_event(kind, {"src": {"id": source, "offset": offset}, "observed_ts": observed_ts, **fields})
+    tail = b'"src":{"id":"%b","offset":%d},"observed_ts":%d,%b' % (
+        source.encode(),
+        offset,
+        observed_ts,
+        line[found.end() :],
+    )
+    return NewEvent(found[1].decode(), tail)
+
+
+def seq_and_kind(event: bytes) -> tuple[int, str]:
+    """Read number and kind off the front of a stored event."""
+    found = _NUMBERED.match(event)
+    if found is None:
+        raise ValueError(f"not a stored event: {event[:80]!r}")
+    return int(found[2]), found[1].decode()
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode any contract value as JSON."""
+    return _encoder.encode(value)

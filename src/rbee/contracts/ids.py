@@ -1,0 +1,44 @@
+"""Identifiers: `<kind>-<ULID in lower case>`, and the correlation id that ties a job together."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from typing import Literal
+
+Kind = Literal["job", "hive", "worker"]
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID = re.compile(r"(job|hive|worker)-[0-7][0-9a-hjkmnp-tv-z]{25}")
+_CORRELATION = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def new_id(kind: Kind) -> str:
+    """Return a new identifier whose ULID sorts by the millisecond it was made in.
+
+    Source: the ULID specification (48 bits of time, 80 of randomness, Crockford's base 32).
+    """
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return f"{kind}-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_id(kind: Kind, text: str) -> bool:
+    """Tell whether `text` is an identifier of that kind."""
+    return bool(_ID.fullmatch(text)) and text.startswith(kind + "-")
+
+
+def new_boot_id() -> str:
+    """Return a random name for one start of one process."""
+    return uuid.uuid4().hex
+
+
+def new_correlation_id() -> str:
+    """Return a new correlation id (a UUID4)."""
+    return str(uuid.uuid4())
+
+
+def is_correlation_id(text: str) -> bool:
+    """Tell whether a caller's correlation id can be taken as it is."""
+    return bool(_CORRELATION.fullmatch(text))

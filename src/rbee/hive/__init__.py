@@ -1,0 +1,1 @@
+"""The hive: one machine's devices, model files and worker processes, and what they say."""

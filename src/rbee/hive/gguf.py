@@ -1,0 +1,160 @@
+"""Read what a GGUF model file says about itself, and estimate the memory it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from rbee.errors import ModelInvalidError
+from rbee.hive.gguf_reader import GgufReader
+from rbee.hive.gguf_types import FILE_TYPES
+
+BATCH_TOKENS = 512
+LAYERS_MAX = 4096
+
+_MIB = 1024 * 1024
+_PROCESS_BYTES = 128 * _MIB
+_ACTIVATIONS = 16
+_CACHED_BYTES = 2
+_WORKING_BYTES = 4
+
+
+class GgufHeader(Struct, frozen=True, kw_only=True):
+    """What a model file says about itself.
+
+    Attributes:
+        version: The version of the GGUF format.
+        architecture: The engine's word for how the model is built, such as `llama`.
+        name: The model's own name, where it has one.
+        file_type: How most weights are quantized, such as `Q4_K_M`; `unknown` when it is not said.
+        context_length: Tokens the model was trained to look at; 0 when it is not said.
+        block_count: Layers; 0 when it is not said.
+        embedding_length: Numbers a token is between two layers.
+        head_count: Attention heads of a layer, the most of any.
+        kv_heads: Heads that are cached, layer by layer.
+        key_length: Numbers of a cached key, a token and head.
+        value_length: Numbers of a cached value, a token and head.
+        vocabulary_size: Tokens the model knows.
+        has_chat_template: Whether the file says how a conversation is written.
+        tensor_count: Tensors in the file.
+        file_size_bytes: Size of the file, which was checked to hold every tensor.
+    """
+
+    version: int
+    architecture: str
+    name: str | None
+    file_type: str
+    context_length: int
+    block_count: int
+    embedding_length: int
+    head_count: int
+    kv_heads: tuple[int, ...]
+    key_length: int
+    value_length: int
+    vocabulary_size: int
+    has_chat_template: bool
+    tensor_count: int
+    file_size_bytes: int
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read and check a model file's header; blocks for some tenths of a second on a large vocabulary.
+
+    Raises:
+        ModelInvalidError: It is no GGUF file, is damaged or cut short, or cannot be opened.
+    """
+    try:
+        with path.open("rb", buffering=_MIB) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            reader = GgufReader(file, size, path.name)
+            reader.read()
+    except OSError as error:
+        raise ModelInvalidError(f"The model file {path} cannot be read: {error.strerror or error}.") from error
+    return _Facts(reader).header(size)
+
+
+def estimate_memory_bytes(header: GgufHeader, context_tokens: int, slots: int) -> int:
+    """Estimate the memory a worker needs with this model, in bytes, rather too high than too low.
+
+    The sum of
+      the weights: the size of the file;
+      the cache: 2 bytes (f16) x context tokens x slots x (the layers' kv heads together) x (key + value length);
+      the work space: 4 bytes x 512 tokens of a batch x (vocabulary + 16 x embedding length);
+      the process itself: 128 MiB.
+    What a GPU's driver keeps for each process is not in it.
+
+    Args:
+        header: The model file's header.
+        context_tokens: Tokens of one request, prompt and answer.
+        slots: Requests that are answered at the same time.
+    """
+    cached = sum(header.kv_heads) * (header.key_length + header.value_length)
+    working = header.vocabulary_size + _ACTIVATIONS * header.embedding_length
+    return (
+        header.file_size_bytes
+        + _CACHED_BYTES * context_tokens * slots * cached
+        + _WORKING_BYTES * BATCH_TOKENS * working
+        + _PROCESS_BYTES
+    )
+
+
+class _Facts:
+    """Looks up what is needed among a header's values, and refuses what cannot be."""
+
+    def __init__(self, reader: GgufReader) -> None:
+        self._reader = reader
+        architecture = reader.values.get("general.architecture")
+        if not isinstance(architecture, str) or not architecture:
+            raise reader.invalid("does not say which architecture its model has")
+        self._architecture = architecture
+
+    def header(self, file_size_bytes: int) -> GgufHeader:
+        """Put the facts together."""
+        values, lengths = self._reader.values, self._reader.lengths
+        name = values.get("general.name")
+        layers = self._number("block_count")
+        if layers > LAYERS_MAX:
+            raise self._reader.invalid(f"is damaged: it claims {layers:,} layers")
+        width = self._number("embedding_length")
+        heads = self._by_layer("attention.head_count", layers, 0)
+        head_length = width // max(heads) if any(heads) else 0
+        return GgufHeader(
+            version=self._reader.version,
+            architecture=self._architecture,
+            name=name if isinstance(name, str) else None,
+            file_type=_file_type_name(values.get("general.file_type")),
+            context_length=self._number("context_length"),
+            block_count=layers,
+            embedding_length=width,
+            head_count=max(heads, default=0),
+            kv_heads=self._by_layer("attention.head_count_kv", layers, max(heads, default=0)),
+            key_length=self._number("attention.key_length", head_length),
+            value_length=self._number("attention.value_length", head_length),
+            vocabulary_size=lengths.get("tokenizer.ggml.tokens", 0) or self._number("vocab_size"),
+            has_chat_template="tokenizer.chat_template" in values,
+            tensor_count=self._reader.tensor_count,
+            file_size_bytes=file_size_bytes,
+        )
+
+    def _number(self, key: str, default: int = 0) -> int:
+        return self._checked(key, self._reader.values.get(f"{self._architecture}.{key}", default))
+
+    def _by_layer(self, key: str, layers: int, default: int) -> tuple[int, ...]:
+        """Return a number a layer, whether the file gives one for all or a list."""
+        value = self._reader.values.get(f"{self._architecture}.{key}", default)
+        if isinstance(value, list):
+            return tuple(self._checked(key, number) for number in value)
+        return (self._checked(key, value),) * layers
+
+    def _checked(self, key: str, value: object) -> int:
+        if not isinstance(value, int) or value < 0:
+            raise self._reader.invalid(f"is damaged: its {key} is {value!r}")
+        return value
+
+
+def _file_type_name(number: object) -> str:
+    if not isinstance(number, int):
+        return "unknown"
+    return FILE_TYPES.get(number, f"type {number}")

@@ -1,0 +1,75 @@
+"""How a hive speaks to its queen: heartbeats and batches over one session, tried again with back-off."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import aiohttp
+import msgspec
+
+from rbee.contracts.events import encode_json
+from rbee.contracts.heartbeats import Cursors, Heartbeat, HeartbeatAnswer
+from rbee.contracts.views import ErrorAnswer
+from rbee.errors import RbeeError, UnavailableError, error_classes
+
+TIMEOUT_S = 10.0
+BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+
+
+class QueenLink:
+    """Sends to one queen."""
+
+    def __init__(self, session: aiohttp.ClientSession, queen_url: str, hive_id: str, api_key: str | None) -> None:
+        self._session = session
+        self._base = f"{queen_url.rstrip('/')}/v1/hives/{hive_id}"
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self.queen_url = queen_url
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatAnswer:
+        """Send a heartbeat.
+
+        Raises:
+            RbeeError: What the queen refused it with; UnavailableError when she cannot be reached.
+        """
+        body = await self._post("/heartbeat", encode_json(beat), "application/json")
+        return msgspec.json.decode(body, type=HeartbeatAnswer)
+
+    async def events(self, parts: Sequence[bytes]) -> dict[str, int]:
+        """Send a batch; returns the cursors, the acknowledgement.
+
+        Raises:
+            RbeeError: As for `heartbeat`.
+        """
+        body = await self._post("/events", b"".join(parts), "application/x-ndjson")
+        return msgspec.json.decode(body, type=Cursors).cursors
+
+    async def _post(self, path: str, body: bytes, media: str) -> bytes:
+        headers = {**self._headers, "content-type": media}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        try:
+            async with self._session.post(
+                self._base + path, data=body, headers=headers, timeout=timeout
+            ) as answer:
+                content = await answer.content.read(ANSWER_BYTES_MAX)
+                if answer.status == 200:
+                    return content
+                raise _refusal(answer.status, content)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(
+                f"The queen at {self.queen_url} cannot be reached ({error or type(error).__name__})."
+            ) from error
+
+
+def _refusal(status: int, content: bytes) -> RbeeError:
+    try:
+        told = msgspec.json.decode(content, type=ErrorAnswer).error
+    except msgspec.MsgspecError:
+        return UnavailableError(f"The queen answered {status} with something that is no error of rbee's.")
+    return error_classes().get(told.code, RbeeError)(told.message, remedy=told.remedy or None)
+
+
+def backoff_s(attempt: int) -> float:
+    """Return how long to wait after the failed attempt number `attempt` (from 0), with jitter."""
+    return BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.75, 1.25)

@@ -1,0 +1,273 @@
+"""The hive as a whole: what it does with the commands of its queen, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from rbee import __version__
+from rbee.contracts.heartbeats import Heartbeat
+from rbee.contracts.home import Home
+from rbee.contracts.ids import new_id
+from rbee.contracts.operations import (
+    HiveCheck,
+    ModelDelete,
+    ModelDownload,
+    WorkerSpawn,
+    WorkerStop,
+    operation_name,
+)
+from rbee.contracts.states import JobState, Reason
+from rbee.errors import HiveLostError, ModelNotFoundError, NoCapacityError, RbeeError
+from rbee.hive.devices import list_devices, machine_info
+from rbee.hive.gguf import estimate_memory_bytes, read_header
+from rbee.hive.models import ModelStore
+from rbee.hive.outbox import Outbox
+from rbee.hive.queen_link import QueenLink
+from rbee.hive.settings import HiveSettings
+from rbee.hive.workers import Workers, WorkerWanted
+from rbee.jobs import JobFilter, JobRegistry, JobRunner, RunningJob
+from rbee.jobs.runner import Handler, error_body
+from rbee.narration import narrate, scope
+
+PROGRESS_EVERY_S = 0.25
+FLUSH_S = 2.0
+
+
+class HiveService:
+    """All that a hive does, short of HTTP."""
+
+    def __init__(
+        self,
+        settings: HiveSettings,
+        home: Home,
+        registry: JobRegistry,
+        link: QueenLink,
+        outbox: Outbox,
+        *,
+        hive_id: str,
+        boot_id: str,
+        url: str,
+    ) -> None:
+        self.settings = settings
+        self.home = home
+        self.registry = registry
+        self.hive_id = hive_id
+        self.boot_id = boot_id
+        self.url = settings.public_url or url
+        self.models = ModelStore(settings.models or home.root / "models")
+        self.outbox = outbox
+        self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id)
+        self._link = link
+        self._changed = asyncio.Event()
+        self.workers = Workers(home, settings, outbox, self._changed.set)
+        self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
+        self._is_away = False
+
+    def _handlers(self) -> dict[type[Any], Handler]:
+        return {
+            WorkerSpawn: self._told(self.worker_spawn),
+            WorkerStop: self._told(self.worker_stop),
+            ModelDownload: self._told(self.model_download),
+            ModelDelete: self._told(self.model_delete),
+            HiveCheck: self._told(self.hive_check),
+        }
+
+    def _told(self, handler: Handler) -> Handler:
+        """Have what is narrated about a command go to the queen's job it belongs to."""
+
+        async def run(job: RunningJob) -> dict[str, Any] | None:
+            with scope(job_id=job.record.parent_job_id or job.job_id, hive_id=self.hive_id):
+                await job.start(hive_id=self.hive_id)
+                name = operation_name(job.operation)
+                narrate("hive_receive", f"Received {name}.", operation=name, hive_job_id=job.job_id)
+                try:
+                    return await handler(job)
+                finally:
+                    # What was said about the command reaches the queen's log before its end reaches the queen.
+                    await self.outbox.flush(FLUSH_S, self._own_source)
+
+        return run
+
+    async def open(self) -> None:
+        """End the commands an earlier boot left, and clear up behind its workers."""
+        for state in (JobState.QUEUED, JobState.RUNNING):
+            for record in await self.registry.store.find(JobFilter(state=state, limit=500)):
+                error = HiveLostError("The hive ended before this command did.")
+                await self.registry.end(
+                    record.job_id,
+                    JobState.FAILED,
+                    reason=Reason.HIVE_LOST,
+                    message=error.message,
+                    error=error_body(error),
+                )
+        for path in sorted(self.home.hive.iterdir()):
+            if path.name != self.boot_id:
+                self.workers.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)])
+        await self.workers.clear_strays()
+
+    async def close(self) -> None:
+        """Stop all commands and all workers, and see that their last words arrive if the queen is there."""
+        await self.runner.close()
+        await self.workers.stop_all()
+        self.registry.hub.close()
+
+    # Heartbeats
+
+    async def run_heartbeats(self) -> None:
+        """Tell the queen the whole truth every `heartbeat_s` seconds and at each change, until cancelled."""
+        while True:
+            self._changed.clear()
+            try:
+                await self._link.heartbeat(self.heartbeat())
+            except RbeeError as error:
+                self._say_away(error)
+            else:
+                self._say_back()
+            try:
+                async with asyncio.timeout(self.settings.heartbeat_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def heartbeat(self) -> Heartbeat:
+        """Return the whole truth about this hive as it is now."""
+        return Heartbeat(
+            boot_id=self.boot_id,
+            store_id=self.registry.store.store_id,
+            url=self.url,
+            version=__version__,
+            machine=machine_info(self.home.root),
+            devices=list_devices(),
+            models=[model.info() for model in self.models.list()],
+            workers=self.workers.infos(),
+        )
+
+    def _say_away(self, error: RbeeError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            narrate("hive_queen_silent", f"{error.message} {error.remedy}", level="warning")
+
+    def _say_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            narrate("hive_queen_heard", "The queen answers heartbeats again.")
+
+    # Commands
+
+    async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:
+        """Start a worker and wait until it is ready."""
+        operation = job.operation
+        assert isinstance(operation, WorkerSpawn)
+        model = self.models.find(operation.model)
+        if model is None:
+            raise ModelNotFoundError(
+                f"{operation.model} is not on the disk of {self.hive_id}, or is no model file.",
+                remedy=f"Pull it first: rbee models pull {operation.model}.",
+            )
+        self._check_memory(operation, read_header(model.path))
+        wanted = WorkerWanted(
+            worker_id=operation.worker_id or new_id("worker"),
+            model=model,
+            slots=operation.slots,
+            context_tokens=operation.context_tokens,
+            job_id=job.record.parent_job_id or job.job_id,
+            correlation_id=job.record.correlation_id,
+        )
+        worker = await self.workers.start(wanted, self.hive_id)
+        return {"worker_id": worker.worker_id, "hive_id": self.hive_id}
+
+    def _check_memory(self, operation: WorkerSpawn, header: Any) -> None:
+        needed = estimate_memory_bytes(header, operation.context_tokens, operation.slots)
+        free = machine_info(self.home.root).memory_free_bytes
+        if needed > free:
+            raise NoCapacityError(
+                f"{operation.model} with {operation.slots} slots of {operation.context_tokens} tokens needs "
+                f"{needed // 2**20} MiB; {self.hive_id} has {free // 2**20} MiB of memory free.",
+                remedy="Ask for fewer slots or a shorter context, or stop another worker.",
+            )
+
+    async def worker_stop(self, job: RunningJob) -> None:
+        """Stop a worker; complete when nothing of it is left."""
+        assert isinstance(job.operation, WorkerStop)
+        worker_id = job.operation.worker_id
+        with scope(worker_id=worker_id):
+            narrate("hive_stop_worker", f"Stopping {worker_id}.")
+            await self.workers.stop(worker_id)
+            narrate("hive_worker_stopped", f"{worker_id} and everything it started are gone.")
+
+    async def model_download(self, job: RunningJob) -> dict[str, Any]:
+        """Bring a model to this machine, telling how far it is."""
+        assert isinstance(job.operation, ModelDownload)
+        ref = job.operation.model
+        with scope(model=ref):
+            narrate("model_download", f"Downloading {ref}.", hive_job_id=job.job_id, done_bytes=0)
+            model = await self.models.pull(ref, _progress_teller(ref, job.job_id))
+            size_mb = model.size_bytes / 1e6
+            narrate(
+                "model_download",
+                f"{ref} is here ({size_mb:.0f} MB), its digest checked.",
+                hive_job_id=job.job_id,
+                done_bytes=model.size_bytes,
+                total_bytes=model.size_bytes,
+            )
+        self._changed.set()
+        return {"model": ref, "bytes": model.size_bytes, "sha256": model.sha256}
+
+    async def model_delete(self, job: RunningJob) -> dict[str, Any]:
+        """Remove a model's file from this machine."""
+        assert isinstance(job.operation, ModelDelete)
+        ref = job.operation.model
+        found = self.models.find(ref)
+        await self.models.remove(ref)
+        self._changed.set()
+        return {"model": ref, "bytes": found.size_bytes if found else 0}
+
+    async def hive_check(self, job: RunningJob) -> None:
+        """Say as many sentences as were asked for."""
+        assert isinstance(job.operation, HiveCheck)
+        for number in range(1, job.operation.lines + 1):
+            narrate("hive_check", f"Sentence {number} of {job.operation.lines}.", number=number)
+
+
+def _progress_teller(ref: str, hive_job_id: str) -> Callable[[int, int | None], None]:
+    """Return a function that narrates a download's progress, at most four times a second."""
+    loop = asyncio.get_running_loop()
+    told_at = loop.time()
+
+    def tell(done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal told_at
+        now = loop.time()
+        if now - told_at < PROGRESS_EVERY_S:
+            return
+        told_at = now
+        share = f" of {total_bytes / 1e6:.0f}" if total_bytes else ""
+        narrate(
+            "model_download",
+            f"{done_bytes / 1e6:.0f}{share} MB of {ref}.",
+            hive_job_id=hive_job_id,
+            done_bytes=done_bytes,
+            total_bytes=total_bytes,
+        )
+
+    return tell
+
+
+def read_hive_id(home: Home) -> str:
+    """Return this home's hive id, made at the first start."""
+    path = home.root / "hive.id"
+    try:
+        return path.read_text("ascii").strip()
+    except FileNotFoundError:
+        from rbee.contracts.home import write_whole
+
+        hive_id = new_id("hive")
+        write_whole(path, hive_id.encode() + b"\n")
+        return hive_id
+
+
+def open_narration_file(home: Home, boot_id: str) -> int:
+    """Open the file that this boot's narration is written to; the queen reads it like a worker's."""
+    return os.open(home.hive / boot_id, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

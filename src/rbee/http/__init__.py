@@ -1,0 +1,1 @@
+"""What queen and hive share as HTTP servers: routes as data, guards, errors, event streams."""

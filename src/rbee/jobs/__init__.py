@@ -1,0 +1,7 @@
+"""The job registry: durable jobs with guarded transitions, and a numbered log for each."""
+
+from rbee.jobs.records import Fence, JobFilter, JobRecord
+from rbee.jobs.registry import JobRegistry
+from rbee.jobs.runner import JobRunner, RunningJob
+
+__all__ = ["Fence", "JobFilter", "JobRecord", "JobRegistry", "JobRunner", "RunningJob"]

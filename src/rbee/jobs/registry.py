@@ -1,0 +1,263 @@
+"""The one job registry, in every program and every test: jobs, their transitions and their logs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rbee.contracts.events import NewEvent, encode_json
+from rbee.contracts.ids import new_id
+from rbee.contracts.operations import AnyOperation, load_operation, operation_name
+from rbee.contracts.states import JobState, Phase, Reason
+from rbee.contracts.views import ErrorBody, JobView, Progress
+from rbee.errors import GoneError, NotFoundError
+from rbee.jobs.event_log import LogHub, LogReader
+from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event
+from rbee.jobs.records import Changed, Fence, JobFilter, JobRecord, LogPage, view_of
+from rbee.jobs.sqlite_store import SqliteStore
+from rbee.jobs.store import JobStore
+
+QUEUED_MAX = 512
+
+
+class JobRegistry:
+    """Jobs in force and on disk.
+
+    Every transition is a compare-and-set that is committed together with its event; when a method returns,
+    it is on disk and readers of the log have been told. Ended jobs absorb: a late transition raises
+    `ConflictError` and changes nothing.
+    """
+
+    def __init__(
+        self, store: JobStore, *, queued_max: int = QUEUED_MAX, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self.hub = LogHub(store)
+        self.queued_max = queued_max
+        self._clock = clock
+        store.on_commit = self.hub.publish
+
+    @classmethod
+    def open(cls, path: Path | None, *, queued_max: int = QUEUED_MAX) -> JobRegistry:
+        """Open the registry in a SQLite file (None: in memory). Needs a running event loop."""
+        return cls(SqliteStore(path), queued_max=queued_max)
+
+    def now(self) -> float:
+        """Return the time by this registry's clock, in seconds since 1970."""
+        return self._clock()
+
+    async def close(self) -> None:
+        """Commit what was asked for, then close the store."""
+        await self.store.close()
+
+    async def create(
+        self,
+        operation: AnyOperation,
+        *,
+        correlation_id: str,
+        job_id: str | None = None,
+        principal: str = "local",
+        model: str | None = None,
+        hive_id: str | None = None,
+        parent_job_id: str | None = None,
+        idempotency_key: str | None = None,
+        is_kept: bool = True,
+        events: list[NewEvent] | None = None,
+    ) -> JobRecord:
+        """Accept a job: it is `queued`, and its log begins with that.
+
+        Args:
+            operation: What to do; kept as the job's request.
+            events: What to say straight behind the first event, in the same transaction.
+
+        Raises:
+            OverloadedError: As many jobs wait as may.
+            ConflictError: The idempotency key was used with another body.
+        """
+        now = self._clock()
+        body = encode_json(operation)
+        record = JobRecord(
+            job_id=job_id or new_id("job"),
+            operation=operation_name(operation),
+            state=JobState.QUEUED,
+            phase=Phase.QUEUED,
+            priority=operation.priority,
+            attempts=operation.attempts,
+            model=model,
+            hive_id=hive_id,
+            principal=principal,
+            parent_job_id=parent_job_id,
+            correlation_id=correlation_id,
+            idempotency_key=idempotency_key,
+            body_hash=hashlib.sha256(body).hexdigest() if idempotency_key else None,
+            created_at=now,
+            deadline_at=now + operation.timeout_s if operation.timeout_s else None,
+            is_stored=operation.store,
+            is_kept=is_kept,
+            labels=operation.labels,
+        )
+        told = [state_event(record, now), *(events or [])]
+        return await self.store.create(record, body, told, queued_max=self.queued_max)
+
+    async def start(
+        self,
+        job_id: str,
+        *,
+        owner: str,
+        hive_id: str | None = None,
+        worker_id: str | None = None,
+        phase: Phase | None = None,
+        events: list[NewEvent] | None = None,
+    ) -> JobRecord:
+        """Make a job `running` for an owner, its attempt raised by one.
+
+        Raises:
+            ConflictError: It has ended, or is being cancelled.
+        """
+        now = self._clock()
+
+        def decide(record: JobRecord) -> Changed:
+            return started(
+                record,
+                owner=owner,
+                now=now,
+                hive_id=hive_id,
+                worker_id=worker_id,
+                phase=phase,
+                events=events or [],
+            )
+
+        return await self.store.change(job_id, decide)
+
+    async def end(
+        self,
+        job_id: str,
+        to: JobState,
+        *,
+        reason: Reason,
+        message: str,
+        result: dict[str, Any] | None = None,
+        error: ErrorBody | None = None,
+        fence: Fence | None = None,
+        events: list[NewEvent] | None = None,
+    ) -> JobRecord:
+        """End a job; its log ends with it.
+
+        Raises:
+            ConflictError: It has ended already, or `fence` is no longer its owner.
+        """
+        now = self._clock()
+
+        def decide(record: JobRecord) -> Changed:
+            return ended(
+                record,
+                to,
+                reason=reason,
+                message=message,
+                now=now,
+                result=result,
+                error=error,
+                fence=fence,
+                events=events or [],
+            )
+
+        return await self.store.change(job_id, decide)
+
+    async def request_cancel(self, job_id: str) -> JobRecord:
+        """Mark a job as to be cancelled; whoever runs it sees to the rest. Again and again without harm."""
+        return await self.store.change(job_id, cancel_requested)
+
+    async def update(
+        self,
+        job_id: str,
+        *,
+        phase: Phase | None = None,
+        message: str | None = None,
+        progress: Progress | None = None,
+        hive_id: str | None = None,
+        worker_id: str | None = None,
+        events: list[NewEvent] | None = None,
+    ) -> JobRecord:
+        """Say how far a job is; nothing changes once it has ended."""
+        values = {
+            name: value
+            for name, value in (
+                ("phase", phase),
+                ("message", message),
+                ("progress", progress),
+                ("hive_id", hive_id),
+                ("worker_id", worker_id),
+            )
+            if value is not None
+        }
+
+        def decide(record: JobRecord) -> Changed:
+            if record.is_ended:
+                return Changed(record, [])
+            return Changed(msgspec.structs.replace(record, **values), events or [])
+
+        return await self.store.change(job_id, decide)
+
+    async def append(self, log_id: str, events: list[NewEvent]) -> bool:
+        """Append to a log; false when it has ended, and nothing was written."""
+        return await self.store.append(log_id, events)
+
+    # Questions
+
+    async def get(self, job_id: str) -> JobRecord:
+        """Return a job.
+
+        Raises:
+            NotFoundError: There is none of that id.
+        """
+        record = await self.store.get(job_id)
+        if record is None:
+            raise NotFoundError(f"There is no job {job_id}.", param="job_id")
+        return record
+
+    async def operation(self, job_id: str) -> AnyOperation:
+        """Return what a job asks for.
+
+        Raises:
+            GoneError: The request was erased.
+        """
+        body = await self.store.request(job_id)
+        if body is None:
+            raise GoneError(f"The request of {job_id} is no longer kept.")
+        return load_operation(body)
+
+    async def view(self, job_id: str) -> JobView:
+        """Return a job as everybody may see it."""
+        return await self._view(await self.get(job_id))
+
+    async def find(self, query: JobFilter) -> list[JobView]:
+        """Return a page of jobs, newest first."""
+        return [await self._view(record) for record in await self.store.find(query)]
+
+    async def _view(self, record: JobRecord) -> JobView:
+        head = await self.store.head(record.job_id)
+        position = await self.store.queue_position(record) if record.state is JobState.QUEUED else None
+        return view_of(record, head.last_seq if head else 0, queue_position=position)
+
+    async def read(self, log_id: str, after: int, limit: int = 500) -> LogPage:
+        """Return a page of a log.
+
+        Raises:
+            NotFoundError: There is no such log.
+            GoneError: The events behind `after` were forgotten.
+        """
+        page = await self.store.read_log(log_id, after, limit)
+        if page is None:
+            raise NotFoundError(f"There is no log of {log_id}.")
+        if after + 1 < page.head.first_seq:
+            raise GoneError(f"The events of {log_id} before {page.head.first_seq} are no longer kept.")
+        return page
+
+    async def follow(self, log_id: str, after: int = 0) -> LogReader:
+        """Begin to read a log as it grows; see `LogReader`."""
+        return await self.hub.reader(log_id, after)

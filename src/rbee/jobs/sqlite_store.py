@@ -1,0 +1,372 @@
+"""The registry's storage in one SQLite file (WAL, `synchronous=FULL`), or in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from rbee.contracts.events import NewEvent, encode_json
+from rbee.contracts.ids import new_boot_id
+from rbee.contracts.states import JobState
+from rbee.errors import ConflictError, NotFoundError, OverloadedError
+from rbee.jobs.records import (
+    Committed,
+    JobFilter,
+    JobRecord,
+    LogHead,
+    LogPage,
+    SourceBatch,
+    WorkerRecord,
+)
+from rbee.jobs.sqlite_writer import SqliteWriter, Transaction, translated
+from rbee.jobs.store import Decide, OnCommit
+
+T = TypeVar("T")
+PAGE_BYTES_MAX = 1024 * 1024
+SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
+_COLUMNS = JobRecord.__struct_fields__
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
+_PUT = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_JSON = frozenset({"progress", "error", "labels"})
+
+
+class SqliteStore:
+    """See `rbee.jobs.store.JobStore`, whose contract this keeps."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the file and bring its tables up to date.
+
+        Args:
+            path: The file; None keeps everything in memory.
+        """
+        self._target = str(path) if path else ":memory:"
+        self._is_memory = path is None
+        self.on_commit: OnCommit = lambda committed: None
+        self._reader = self._connect()
+        _migrate(self._reader)
+        self.store_id = _store_id(self._reader)
+        self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
+        # A database in memory belongs to one connection, so there the writer's thread reads as well.
+        connection = self._reader if self._is_memory else self._connect()
+        self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed))
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._target, isolation_level=None, check_same_thread=False, timeout=10)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    async def close(self) -> None:
+        """Commit what was asked for, then close."""
+        await self._writer.close()
+        self._reads.shutdown(wait=True)
+        if not self._is_memory:
+            self._reader.close()
+
+    async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        if self._is_memory:
+            return await self._writer.write(lambda tx: function(tx.connection))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reads, function, self._reader)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+
+    # Jobs
+
+    async def create(
+        self, record: JobRecord, request: bytes, events: list[NewEvent], *, queued_max: int
+    ) -> JobRecord:
+        """Keep a new job, or return the one that its idempotency key already made."""
+
+        def run(tx: Transaction) -> JobRecord:
+            existing = _by_key(tx, record)
+            if existing is not None:
+                return existing
+            queued = tx.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()[0]
+            if queued >= queued_max:
+                raise OverloadedError(
+                    f"{queued} jobs are waiting already, as many as may ({queued_max}).", retry_after_s=5
+                )
+            tx.execute(_PUT, _row(record))
+            tx.execute("INSERT INTO requests VALUES (?, ?)", (record.job_id, request))
+            _append(tx, record.job_id, events, is_end=False)
+            return record
+
+        return await self._writer.write(run)
+
+    async def change(self, job_id: str, decide: Decide) -> JobRecord:
+        """Apply a pure decider to a job under its lock."""
+
+        def run(tx: Transaction) -> JobRecord:
+            before = _get(tx.connection, job_id)
+            if before is None:
+                raise NotFoundError(f"There is no job {job_id}.")
+            changed = decide(before)
+            if changed.record != before:
+                tx.execute(_PUT, _row(changed.record))
+            is_end = changed.record.is_ended and not before.is_ended
+            if changed.events:
+                _append(tx, job_id, changed.events, is_end=is_end)
+            if is_end and not changed.record.is_stored:
+                _erase(tx, job_id)
+            return changed.record
+
+        return await self._writer.write(run)
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return a job."""
+        return await self._read(lambda connection: _get(connection, job_id))
+
+    async def request(self, job_id: str) -> bytes | None:
+        """Return a job's request, or None when it was erased."""
+
+        def run(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute("SELECT body FROM requests WHERE job_id = ?", (job_id,)).fetchone()
+            return row[0] if row else None
+
+        return await self._read(run)
+
+    async def find(self, query: JobFilter) -> list[JobRecord]:
+        """Return jobs, newest first."""
+        wanted: list[tuple[str, Any]] = [
+            (f"{name} = ?", value)
+            for name in ("state", "operation", "model", "hive_id", "worker_id", "correlation_id")
+            if (value := getattr(query, name)) is not None
+        ]
+        if query.since is not None:
+            wanted.append(("created_at >= ?", query.since))
+        if query.until is not None:
+            wanted.append(("created_at < ?", query.until))
+        if query.before is not None:
+            wanted.append(("job_id < ?", query.before))
+        where = " AND ".join(["1", *(condition for condition, _ in wanted)])
+        sql = f"{_SELECT} WHERE {where} ORDER BY job_id DESC LIMIT ?"
+        values = (*(value for _, value in wanted), query.limit)
+        return await self._read(lambda connection: [_record(row) for row in connection.execute(sql, values)])
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state."""
+
+        def run(connection: sqlite3.Connection) -> dict[str, int]:
+            found = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+            return {state.value: found.get(state.value, 0) for state in JobState}
+
+        return await self._read(run)
+
+    async def queue_position(self, record: JobRecord) -> int:
+        """Return how many queued jobs go before this one, plus 1."""
+        sql = (
+            "SELECT count(*) FROM jobs WHERE state = 'queued' AND "
+            "(priority > ?1 OR (priority = ?1 AND job_id < ?2))"
+        )
+        values = (record.priority, record.job_id)
+        return await self._read(lambda connection: int(connection.execute(sql, values).fetchone()[0]) + 1)
+
+    # Logs
+
+    async def append(self, log_id: str, events: list[NewEvent]) -> bool:
+        """Append to a log; false when the log has ended."""
+        return await self._writer.write(lambda tx: _append(tx, log_id, events, is_end=False))
+
+    async def ingest(self, batches: list[SourceBatch]) -> dict[str, int]:
+        """Commit captured events together with the cursors of their files."""
+
+        def run(tx: Transaction) -> dict[str, int]:
+            return {batch.source: _ingest(tx, batch) for batch in batches}
+
+        return await self._writer.write(run)
+
+    async def cursors(self, sources: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Return cursor and part of those sources that are known."""
+        names = tuple(sources)
+        sql = f"SELECT source, cursor, part FROM cursors WHERE source IN ({', '.join('?' * len(names))})"
+
+        def run(connection: sqlite3.Connection) -> dict[str, tuple[int, int]]:
+            return {source: (cursor, part) for source, cursor, part in connection.execute(sql, names)}
+
+        return await self._read(run)
+
+    async def read_log(self, log_id: str, after: int, limit: int) -> LogPage | None:
+        """Return events with numbers above `after`."""
+
+        def run(connection: sqlite3.Connection) -> LogPage | None:
+            head = _head(connection, log_id)
+            if head is None:
+                return None
+            return LogPage(_page(connection, log_id, after, limit) if after < head.last_seq else [], head)
+
+        return await self._read(run)
+
+    async def head(self, log_id: str) -> LogHead | None:
+        """Return where a log begins and ends."""
+        return await self._read(lambda connection: _head(connection, log_id))
+
+    # Workers
+
+    async def put_worker(self, worker: WorkerRecord) -> None:
+        """Keep what is known of a worker."""
+        await self._writer.write(lambda tx: _put_worker(tx, worker))
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return all workers that have not been forgotten."""
+        sql = "SELECT worker_id, hive_id, model, job_id, exit_line FROM workers"
+        return await self._read(lambda connection: [WorkerRecord(*row) for row in connection.execute(sql)])
+
+    async def forget_worker(self, worker_id: str) -> None:
+        """Forget a worker whose end was told."""
+        await self._writer.write(
+            lambda tx: tx.execute("DELETE FROM workers WHERE worker_id = ?", (worker_id,)) and None
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply the numbered migrations that the file does not have yet, each in one transaction."""
+    done = connection.execute("PRAGMA user_version").fetchone()[0]
+    folder = resources.files("rbee.jobs") / "migrations"
+    scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name)
+    for script in scripts:
+        number = int(script.name[:4])
+        if number > done:
+            sql = script.read_text("utf-8")
+            connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _store_id(connection: sqlite3.Connection) -> str:
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (new_boot_id(),))
+    return str(connection.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()[0])
+
+
+def _row(record: JobRecord) -> tuple[Any, ...]:
+    return tuple(
+        encode_json(value) if name in _JSON and value is not None else value
+        for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)
+    )
+
+
+def _record(row: tuple[Any, ...]) -> JobRecord:
+    values = {
+        name: msgspec.json.decode(value) if name in _JSON and value is not None else value
+        for name, value in zip(_COLUMNS, row, strict=True)
+    }
+    result = values.pop("result")
+    record = msgspec.convert(values, JobRecord, strict=False)
+    return msgspec.structs.replace(record, result=result)
+
+
+def _get(connection: sqlite3.Connection, job_id: str) -> JobRecord | None:
+    row = connection.execute(f"{_SELECT} WHERE job_id = ?", (job_id,)).fetchone()
+    return _record(row) if row else None
+
+
+def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
+    if record.idempotency_key is None:
+        return None
+    row = tx.execute(
+        f"{_SELECT} WHERE principal = ? AND idempotency_key = ?", (record.principal, record.idempotency_key)
+    ).fetchone()
+    if row is None:
+        return None
+    existing = _record(row)
+    if existing.body_hash != record.body_hash:
+        raise ConflictError(
+            "This Idempotency-Key was used with another body.", remedy="Use a new key for a new request."
+        )
+    return existing
+
+
+def _erase(tx: Transaction, job_id: str) -> None:
+    tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
+    tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
+    tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
+
+
+def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
+    row = connection.execute(
+        "SELECT first_seq, last_seq, size_bytes, is_ended FROM log_heads WHERE log_id = ?", (log_id,)
+    ).fetchone()
+    return LogHead(row[0], row[1], row[2], bool(row[3])) if row else None
+
+
+def _append(tx: Transaction, log_id: str, events: list[NewEvent], *, is_end: bool) -> bool:
+    """Number the events and write them as one row; false when the log has ended."""
+    head = _head(tx.connection, log_id) or LogHead(1, 0, 0, False)
+    if head.is_ended:
+        return False
+    numbered = [event.numbered(head.last_seq + index) for index, event in enumerate(events, 1)]
+    last_seq = head.last_seq + len(numbered)
+    body = b"\n".join(numbered)
+    tx.execute("INSERT INTO log_rows VALUES (?, ?, ?)", (log_id, last_seq, body))
+    first_seq, size = head.first_seq, head.size_bytes + len(body)
+    if size > SYSTEM_LOG_BYTES_MAX and not log_id.startswith("job-"):
+        first_seq, size = _forget_oldest(tx, log_id, size)
+    tx.execute(
+        "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
+    )
+    tx.committed.append(Committed(log_id, head.last_seq + 1, numbered, is_end))
+    return True
+
+
+def _forget_oldest(tx: Transaction, log_id: str, size: int) -> tuple[int, int]:
+    """Drop the oldest rows of a worker's or hive's log until it fits again; returns first_seq and size."""
+    rows = tx.execute(
+        "SELECT last_seq, length(body) FROM log_rows WHERE log_id = ? ORDER BY last_seq", (log_id,)
+    ).fetchall()
+    first_seq = 1
+    for last_seq, length in rows[:-1]:
+        if size <= SYSTEM_LOG_BYTES_MAX * 3 // 4:
+            break
+        size, first_seq = size - length, last_seq + 1
+    tx.execute("DELETE FROM log_rows WHERE log_id = ? AND last_seq < ?", (log_id, first_seq))
+    return first_seq, size
+
+
+def _page(connection: sqlite3.Connection, log_id: str, after: int, limit: int) -> list[bytes]:
+    rows = connection.execute(
+        "SELECT last_seq, body FROM log_rows WHERE log_id = ? AND last_seq > ? ORDER BY last_seq",
+        (log_id, after),
+    )
+    events: list[bytes] = []
+    size = 0
+    try:
+        for last_seq, body in rows:
+            found = body.split(b"\n")
+            events.extend(found[max(0, after - (last_seq - len(found))) :])
+            size += len(body)
+            if len(events) >= limit or size >= PAGE_BYTES_MAX:
+                break
+    finally:
+        rows.close()
+    return events[:limit]
+
+
+def _put_worker(tx: Transaction, worker: WorkerRecord) -> None:
+    tx.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?)", msgspec.structs.astuple(worker))
+
+
+def _ingest(tx: Transaction, batch: SourceBatch) -> int:
+    row = tx.execute("SELECT cursor FROM cursors WHERE source = ?", (batch.source,)).fetchone()
+    if row is not None and row[0] != batch.cursor:
+        return int(row[0])
+    by_log: dict[str, list[NewEvent]] = {}
+    for entry in batch.entries:
+        log_id, event = entry.log_id, entry.event
+        if entry.otherwise is not None and log_id not in by_log:
+            head = _head(tx.connection, log_id)
+            if head is None or head.is_ended:
+                log_id, event = entry.otherwise
+        by_log.setdefault(log_id, []).append(event)
+    for log_id, events in by_log.items():
+        _append(tx, log_id, events, is_end=False)
+    for worker in batch.ended_workers:
+        _put_worker(tx, worker)
+    tx.execute(
+        "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (batch.source, batch.next_cursor, batch.next_part)
+    )
+    return batch.next_cursor

@@ -1,0 +1,157 @@
+"""One writer thread for one SQLite file: many callers' writes share a transaction and one fsync."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rbee.errors import RbeeError, StorageFullError, UnavailableError
+from rbee.jobs.records import Committed
+from rbee.jobs.store import OnCommit
+
+T = TypeVar("T")
+BATCH_MAX = 512
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Transaction:
+    """The open transaction, as a write sees it: the connection, and what it will publish on commit."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.committed: list[Committed] = []
+
+    def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self.connection.execute(sql, values)
+
+
+class _Write:
+    __slots__ = ("error", "function", "future", "published", "result")
+
+    def __init__(self, function: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+        self.function = function
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.published: list[Committed] = []
+
+
+class SqliteWriter:
+    """Runs writes one after the other in a thread of its own, as many to a commit as have come in meanwhile."""
+
+    def __init__(self, connection: sqlite3.Connection, on_commit: OnCommit) -> None:
+        self._connection = connection
+        self._on_commit = on_commit
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="rbee-writer", daemon=True)
+        self._is_closed = False
+        self._thread.start()
+
+    async def write(self, function: Callable[[Transaction], T]) -> T:
+        """Run `function` in a transaction; returns its result once that is on disk.
+
+        An error it raises undoes what it did and nothing else.
+        """
+        if self._is_closed:
+            raise UnavailableError("The registry is closed.")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Write(function, future))
+        return await future
+
+    async def close(self) -> None:
+        """Commit what was asked for, then end the thread and close the file."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
+
+    def _work(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            batch, is_last = self._gather(first)
+            self._commit(batch)
+            self._loop.call_soon_threadsafe(self._deliver, batch)
+            if is_last:
+                return
+
+    def _gather(self, first: _Write) -> tuple[list[_Write], bool]:
+        batch = [first]
+        while len(batch) < BATCH_MAX:
+            try:
+                write = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if write is None:
+                return batch, True
+            batch.append(write)
+        return batch, False
+
+    def _commit(self, batch: list[_Write]) -> None:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for write in batch:
+                self._run(write)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for write in batch:
+                write.error = translated(error)
+                write.published = []
+
+    def _run(self, write: _Write) -> None:
+        transaction = Transaction(self._connection)
+        self._connection.execute("SAVEPOINT one")
+        try:
+            write.result = write.function(transaction)
+            write.published = transaction.committed
+        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+            if not self._connection.in_transaction:  # SQLite rolled the whole transaction back
+                raise
+            self._undo()
+            write.error = translated(error)
+        except Exception as error:  # noqa: BLE001  # goes to whoever asked for this write
+            self._undo()
+            write.error = error
+        else:
+            self._connection.execute("RELEASE one")
+
+    def _undo(self) -> None:
+        self._connection.execute("ROLLBACK TO one")
+        self._connection.execute("RELEASE one")
+
+    def _deliver(self, batch: list[_Write]) -> None:
+        published = [committed for write in batch for committed in write.published]
+        if published:
+            self._on_commit(published)
+        for write in batch:
+            if write.future.done():
+                continue
+            if write.error is None:
+                write.future.set_result(write.result)
+            else:
+                write.future.set_exception(write.error)
+
+
+def translated(error: sqlite3.Error) -> RbeeError:
+    """Say in the house's words what SQLite refused."""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if isinstance(code, int) else None
+    if primary in _FULL:
+        return StorageFullError(f"The registry cannot be written to: {error}.")
+    if primary == sqlite3.SQLITE_READONLY:
+        return StorageFullError(
+            f"The registry cannot be written to: {error}.", remedy="Make RBEE_HOME writable, then try again."
+        )
+    return UnavailableError(f"The registry cannot be used: {error}.")

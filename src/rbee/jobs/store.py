@@ -1,0 +1,95 @@
+"""What a registry needs of its storage. SQLite is the first; each must pass the same contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from rbee.contracts.events import NewEvent
+from rbee.jobs.records import (
+    Changed,
+    Committed,
+    JobFilter,
+    JobRecord,
+    LogHead,
+    LogPage,
+    SourceBatch,
+    WorkerRecord,
+)
+
+Decide = Callable[[JobRecord], Changed]
+OnCommit = Callable[[list[Committed]], None]
+
+
+class JobStore(Protocol):
+    """Durable storage of jobs and logs.
+
+    Every method that writes returns when its transaction is on disk, and is atomic: all of it or nothing.
+    What was committed is handed to `on_commit`, in commit order, before the method returns. Methods raise
+    `StorageFullError` when the disk is full, and leave everything as it was.
+    """
+
+    store_id: str
+    on_commit: OnCommit
+
+    async def create(
+        self, record: JobRecord, request: bytes, events: list[NewEvent], *, queued_max: int
+    ) -> JobRecord:
+        """Keep a new job, or return the one that its idempotency key already made.
+
+        Raises:
+            OverloadedError: `queued_max` jobs are waiting.
+            ConflictError: The key was used with another body.
+        """
+
+    async def change(self, job_id: str, decide: Decide) -> JobRecord:
+        """Apply a pure decider to a job under its lock; what the decider raises changes nothing.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+
+    async def append(self, log_id: str, events: list[NewEvent]) -> bool:
+        """Append to a log; false when the log has ended and nothing was written."""
+
+    async def ingest(self, batches: list[SourceBatch]) -> dict[str, int]:
+        """Commit captured events together with the cursors of their files; returns all cursors concerned.
+
+        A batch whose cursor is not the stored one is left out whole.
+        """
+
+    async def cursors(self, sources: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Return cursor and part of those sources that are known."""
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return a job."""
+
+    async def request(self, job_id: str) -> bytes | None:
+        """Return a job's request, or None when it was erased."""
+
+    async def find(self, query: JobFilter) -> list[JobRecord]:
+        """Return jobs, newest first, at most `query.limit`."""
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state."""
+
+    async def queue_position(self, record: JobRecord) -> int:
+        """Return how many queued jobs go before this one, plus 1."""
+
+    async def read_log(self, log_id: str, after: int, limit: int) -> LogPage | None:
+        """Return events with numbers above `after`, at most `limit`; None when there is no such log."""
+
+    async def head(self, log_id: str) -> LogHead | None:
+        """Return where a log begins and ends."""
+
+    async def put_worker(self, worker: WorkerRecord) -> None:
+        """Keep what is known of a worker."""
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return all workers that have not been forgotten."""
+
+    async def forget_worker(self, worker_id: str) -> None:
+        """Forget a worker whose end was told; its log stays."""
+
+    async def close(self) -> None:
+        """Finish what was begun and close."""

@@ -1,0 +1,91 @@
+"""Stop everything that runs in a home: what `rbee down` does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from rbee.contracts.home import Home, read_ready_file
+from rbee.errors import InternalError
+from rbee.keeper.exit_codes import EXIT_FINE
+from rbee.keeper.local_stack import HIVE, QUEEN, STACK, up_lock
+from rbee.keeper.render import Screen
+from rbee.keeper.strays import HomeProcess, servers_of, stop_servers
+from rbee.processes.locks import is_held
+from rbee.processes.procfs import read_process
+from rbee.processes.spawn import Child, adopt
+
+DOWN_S = 15.0
+ALONE_S = 5.0
+
+_POLL_S = 0.05
+
+
+async def stop_home(home: Home, screen: Screen) -> int:
+    """Stop `rbee up` of a home and whatever else serves it; return 0 when nothing is left, or nothing ran.
+
+    Raises:
+        InternalError: Something cannot be stopped; it says what.
+    """
+    before = servers_of(home)
+    stack = _stack_of(home)
+    if stack is None and not before:
+        screen.say("keeper_down", f"Nothing runs in {home.root}.")
+        return EXIT_FINE
+    if stack is not None:
+        await _stop_stack(stack, home)
+    for program in (QUEEN, HIVE):  # started without `rbee up`, or left by one that was killed
+        await stop_servers([left for left in servers_of(home) if left.program == program], grace_s=ALONE_S)
+    alive = await stop_servers(servers_of(home), grace_s=ALONE_S)
+    if alive:
+        raise InternalError(
+            f"Still there after SIGKILL: {_named(alive)}.", remedy="They hang in the kernel; see what with ps."
+        )
+    for program in (STACK, QUEEN, HIVE):
+        _forget(home, program)
+    stopped = [HomeProcess("rbee up", stack.pid, stack.start_time)] if stack is not None else []
+    screen.say("keeper_down", f"Stopped {_named([*stopped, *before])}.")
+    return EXIT_FINE
+
+
+def _stack_of(home: Home) -> Child | None:
+    """Hold on to the live `rbee up` of a home; a stranger that has its number now is left alone."""
+    ready = read_ready_file(home.ready_file(STACK))
+    pid = ready.pid if ready is not None and is_held(up_lock(home)) else None
+    entry = read_process(pid) if pid is not None else None
+    if entry is None or entry.pid == os.getpid() or not _is_keeper(entry.pid):
+        return None
+    return adopt(entry.pid, entry.start_time)
+
+
+def _is_keeper(pid: int) -> bool:
+    """Tell whether a process is `rbee up` by its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = [os.path.basename(os.fsdecode(word)) for word in file.read().split(b"\0")]
+    except OSError:
+        return False
+    return "up" in words and any(word in ("rbee", "rbee-keeper", "__main__.py") for word in words)
+
+
+async def _stop_stack(stack: Child, home: Home) -> None:
+    """Ask `rbee up` to stop; kill it when it takes too long. What it held is stopped afterwards."""
+    stack.send_signal(signal.SIGTERM)
+    stack.send_signal(signal.SIGCONT)
+    try:
+        await asyncio.wait_for(stack.wait(), DOWN_S)
+    except TimeoutError:
+        stack.send_signal(signal.SIGKILL)
+        await stack.wait()
+
+
+def _forget(home: Home, program: str) -> None:
+    """Remove the run file of a server that is gone."""
+    path = home.ready_file(program)
+    if read_ready_file(path) is None:
+        path.unlink(missing_ok=True)
+
+
+def _named(processes: list[HomeProcess]) -> str:
+    return ", ".join(f"{process.program} (pid {process.pid})" for process in processes)

@@ -1,0 +1,89 @@
+"""Where narrated lines go. A sink takes a whole line, never raises and never waits for a reader."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Sink(Protocol):
+    """Takes lines. Returns at once; a line that cannot be written is counted, not raised."""
+
+    def write(self, line: bytes) -> None:
+        """Take one line without its newline."""
+
+
+class FileSink:
+    """Writes each line with one `write` to a file descriptor.
+
+    After a short or failed write the next line begins with a newline, so that what was cut off spoils one
+    line and no more; `lost_lines` counts what did not get through whole.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.lost_lines = 0
+        self._torn = False
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        """Write one line; see the class for what happens when that fails."""
+        with self._lock:
+            data = b"\n" + line + b"\n" if self._torn else line + b"\n"
+            try:
+                written = os.write(self.fd, data)
+            except OSError:
+                self.lost_lines += 1
+                return
+            self._torn = written < len(data)
+            if self._torn:
+                self.lost_lines += 1
+
+
+class ListSink:
+    """Keeps every event in memory, decoded: for tests."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, line: bytes) -> None:
+        """Keep one line."""
+        self.events.append(msgspec.json.decode(line))
+
+    @property
+    def actions(self) -> list[str]:
+        """The action words said so far, in order."""
+        return [event["action"] for event in self.events]
+
+
+class TeeSink:
+    """Hands every line to several sinks in order."""
+
+    def __init__(self, *sinks: Sink) -> None:
+        self.sinks = sinks
+
+    def write(self, line: bytes) -> None:
+        """Hand one line on."""
+        for sink in self.sinks:
+            sink.write(line)
+
+
+class TerminalSink:
+    """Draws every line for a person: what a server says when its stdout is a terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self._file = FileSink(fd)
+
+    def write(self, line: bytes) -> None:
+        """Draw one line."""
+        from rbee.narration.lines import format_bracket
+
+        self._file.write(format_bracket(msgspec.json.decode(line)).encode("utf-8", "replace"))
+
+
+def server_sink() -> Sink:
+    """Return where a server speaks: stdout, as JSON lines, drawn when it is a terminal."""
+    return TerminalSink(1) if os.isatty(1) else FileSink(1)

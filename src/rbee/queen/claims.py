@@ -1,0 +1,124 @@
+"""Whose event is it? Pure decisions about where a captured line goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from rbee.contracts.events import NewEvent, SourceLine, captured_event, decode_source_line, new_event
+from rbee.contracts.stretches import Piece
+from rbee.jobs.records import Entry
+
+
+class Speaker(Struct, frozen=True):
+    """Who wrote a captured file, and which jobs it may speak of.
+
+    Attributes:
+        source: The file, such as `<worker id>/stdout`.
+        log_id: The speaker's own log, where all else goes.
+        is_hive: It is the hive's own file: a hive speaks of every job it was given.
+        placed: The running jobs placed on this worker, with their attempt.
+        started_for: The job the worker was started for.
+    """
+
+    source: str
+    log_id: str
+    is_hive: bool
+    placed: Mapping[str, int]
+    started_for: str | None = None
+
+    @property
+    def stream(self) -> str:
+        """`stdout` or `stderr`."""
+        return "stderr" if self.source.endswith("/stderr") else "stdout"
+
+
+class Heard(Struct, frozen=True):
+    """A line after the decision: where it goes, and the event when it was one that was believed."""
+
+    entry: Entry
+    line: SourceLine | None = None
+
+
+def hear(piece: Piece, speaker: Speaker, observed_ts: int) -> Heard:
+    """Decide where one line goes.
+
+    An event is believed when it names no job, or a job that its speaker may speak of. Of a refused claim the
+    speaker's log keeps action, kind, attempt and length, never text; what is no event is kept there as `raw`.
+    """
+    line = decode_source_line(piece.data) if piece.part is None and speaker.stream == "stdout" else None
+    if line is None:
+        return Heard(Entry(speaker.log_id, _raw(piece, speaker, observed_ts)))
+    event = captured_event(piece.data, source=speaker.source, offset=piece.offset, observed_ts=observed_ts)
+    if line.job_id is None:
+        return Heard(Entry(speaker.log_id, event), line)
+    refused = _refused(piece, line, speaker, observed_ts)
+    if not _may_speak_of(line, speaker):
+        return Heard(Entry(speaker.log_id, refused))
+    return Heard(
+        Entry(line.job_id, event, otherwise=(speaker.log_id, event if speaker.is_hive else refused)), line
+    )
+
+
+def _may_speak_of(line: SourceLine, speaker: Speaker) -> bool:
+    job_id = line.job_id or ""
+    if speaker.is_hive:
+        return True
+    if line.attempt is not None:
+        return speaker.placed.get(job_id) == line.attempt
+    return line.kind == "narration" and (job_id == speaker.started_for or job_id in speaker.placed)
+
+
+def _raw(piece: Piece, speaker: Speaker, observed_ts: int) -> NewEvent:
+    return new_event(
+        "raw",
+        {
+            "src": {"id": speaker.source, "offset": piece.offset},
+            "observed_ts": observed_ts,
+            "ts": observed_ts,
+            "stream": speaker.stream,
+            "text": piece.data.decode("utf-8", "replace"),
+            "part": piece.part,
+        },
+    )
+
+
+def _refused(piece: Piece, line: SourceLine, speaker: Speaker, observed_ts: int) -> NewEvent:
+    return new_event(
+        "narration",
+        {
+            "src": {"id": speaker.source, "offset": piece.offset},
+            "observed_ts": observed_ts,
+            "ts": observed_ts,
+            "actor": "queen",
+            "action": "queen_refuse_line",
+            "message": "A line spoke of a job that is not its speaker's, and was put aside.",
+            "level": "warning",
+            "fields": {
+                "claimed": True,
+                "action": line.action,
+                "kind": line.kind,
+                "attempt": line.attempt,
+                "length_bytes": len(piece.data),
+            },
+        },
+    )
+
+
+def lost_stretch(speaker: Speaker, offset: int, lost_bytes: int, lost_lines: int, observed_ts: int) -> list[Entry]:
+    """Tell every log that may have had lines in a stretch that is lost."""
+    gap = new_event(
+        "gap",
+        {
+            "src": {"id": speaker.source, "offset": offset},
+            "observed_ts": observed_ts,
+            "ts": observed_ts,
+            "reason": "overflow",
+            "source": speaker.source,
+            "lost_bytes": lost_bytes,
+            "lost_lines": lost_lines,
+        },
+    )
+    jobs = [*speaker.placed, *([speaker.started_for] if speaker.started_for else [])]
+    return [Entry(log_id, gap) for log_id in dict.fromkeys([speaker.log_id, *jobs])]

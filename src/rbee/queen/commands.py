@@ -1,0 +1,106 @@
+"""The operations besides answering: workers and models of hives, and the checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rbee.contracts.ids import new_id
+from rbee.contracts.operations import (
+    HiveCheck,
+    ModelDelete,
+    ModelDownload,
+    Operation,
+    QueenCheck,
+    WorkerSpawn,
+    WorkerStop,
+)
+from rbee.contracts.states import HiveState, Phase
+from rbee.errors import NoCapacityError
+from rbee.jobs import RunningJob
+from rbee.jobs.runner import Handler
+from rbee.queen.dispatch import Dispatcher
+from rbee.queen.hive_api import HiveApi
+from rbee.queen.hives import Hive, HiveBook
+from rbee.queen.scheduler import why_no_hive
+
+
+class Commands:
+    """Runs the operations that a person gives about hives."""
+
+    def __init__(self, book: HiveBook, hives: HiveApi, dispatcher: Dispatcher) -> None:
+        self._book = book
+        self._hives = hives
+        self._dispatcher = dispatcher
+
+    def handlers(self) -> dict[type[Operation], Handler]:
+        """Return the handlers by operation."""
+        return {
+            QueenCheck: self.queen_check,
+            HiveCheck: self.on_hive,
+            WorkerSpawn: self.worker_spawn,
+            WorkerStop: self.worker_stop,
+            ModelDownload: self.on_hive,
+            ModelDelete: self.on_hive,
+        }
+
+    async def queen_check(self, job: RunningJob) -> None:
+        """Say as many sentences as were asked for."""
+        assert isinstance(job.operation, QueenCheck)
+        await job.start()
+        for number in range(1, job.operation.lines + 1):
+            await job.narrate("queen_check", f"Sentence {number} of {job.operation.lines}.", number=number)
+
+    async def on_hive(self, job: RunningJob) -> dict[str, Any]:
+        """Hand the operation to a hive and wait for its end there."""
+        operation = job.operation
+        assert isinstance(operation, (HiveCheck, ModelDownload, ModelDelete))
+        phase = Phase.DOWNLOADING_MODEL if isinstance(operation, ModelDownload) else None
+        return await self._forward(job, self._choose(operation.hive_id).hive_id, operation, phase)
+
+    async def worker_stop(self, job: RunningJob) -> dict[str, Any]:
+        """Let the hive that has the worker stop it."""
+        assert isinstance(job.operation, WorkerStop)
+        worker = self._book.worker(job.operation.worker_id)
+        return await self._forward(job, worker.hive.hive_id, job.operation, Phase.STOPPING)
+
+    async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:
+        """Start a worker on the hive that was named, or on the one with the most free memory."""
+        operation = job.operation
+        assert isinstance(operation, WorkerSpawn)
+        hive_id = self._choose(operation.hive_id).hive_id
+        await self._say_forward(job, hive_id)
+        await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
+        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"))
+        worker_id = await self._dispatcher.start_worker(hive_id, wanted, job.job_id)
+        return {"worker_id": worker_id, "hive_id": hive_id}
+
+    async def _forward(
+        self, job: RunningJob, hive_id: str, operation: Operation, phase: Phase | None
+    ) -> dict[str, Any]:
+        await self._say_forward(job, hive_id)
+        await job.start(hive_id=hive_id, phase=phase)
+        return await self._hives.run(
+            hive_id,
+            msgspec.structs.replace(operation, parent_job_id=job.job_id, timeout_s=None),
+            correlation_id=job.record.correlation_id,
+            idempotency_key=f"{job.job_id}/{job.record.attempt}/{job.record.operation}",
+        )
+
+    async def _say_forward(self, job: RunningJob, hive_id: str) -> None:
+        await job.narrate("queen_forward", f"Handed to {hive_id}.", hive_id=hive_id)
+
+    def _choose(self, hive_id: str | None) -> Hive:
+        """Return the hive that was named, or the live one with the most free memory.
+
+        Raises:
+            NotFoundError: No hive of that name has registered.
+            NoCapacityError: None is live.
+        """
+        if hive_id is not None:
+            return self._book.hive(hive_id)
+        live = [hive for hive in self._book.hives() if self._book.state_of(hive) is HiveState.LIVE]
+        if not live:
+            raise NoCapacityError(f"No hive can be reached: {why_no_hive(list(self._dispatcher.inventory()))}.")
+        return max(live, key=lambda hive: hive.heartbeat.machine.memory_free_bytes)

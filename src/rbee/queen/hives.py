@@ -1,0 +1,163 @@
+"""The hives a queen knows, by their heartbeats: who is live, and which workers there are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from msgspec import Struct
+
+from rbee.contracts.heartbeats import Heartbeat, WorkerInfo
+from rbee.contracts.states import HiveState, WorkerState
+from rbee.contracts.views import HiveView, WorkerView
+from rbee.errors import NotFoundError
+
+
+class Hive(Struct, frozen=True):
+    """A hive as its last heartbeat told it; `heard_at` is monotonic seconds."""
+
+    hive_id: str
+    heartbeat: Heartbeat
+    heard_at: float
+
+
+class Worker(Struct, frozen=True):
+    """A worker, with the hive it is on."""
+
+    hive: Hive
+    info: WorkerInfo
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's id."""
+        return self.info.worker_id
+
+
+class HiveBook:
+    """Keeps the last heartbeat of each hive. One event loop owns it."""
+
+    def __init__(self, *, stale_s: float, lost_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stale_s = stale_s
+        self._lost_s = lost_s
+        self._clock = clock
+        self._hives: dict[str, Hive] = {}
+        self._gone: set[str] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have a function called after every heartbeat and every end of a worker."""
+        self._listeners.append(listener)
+
+    def beat(self, hive_id: str, heartbeat: Heartbeat) -> None:
+        """Take a heartbeat; the first one is the registration."""
+        self._hives[hive_id] = Hive(hive_id, heartbeat, self._clock())
+        self._tell()
+
+    def worker_gone(self, worker_id: str) -> None:
+        """Leave a worker out from now on, whatever an older heartbeat says."""
+        self._gone.add(worker_id)
+        self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        for listener in self._listeners:
+            listener()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until something is heard, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def state_of(self, hive: Hive) -> HiveState:
+        """Tell whether a hive's lease holds."""
+        silent_s = self.silent_s(hive)
+        if silent_s < self._stale_s:
+            return HiveState.LIVE
+        return HiveState.STALE if silent_s < self._lost_s else HiveState.LOST
+
+    def silent_s(self, hive: Hive) -> float:
+        """Return how long a hive has been silent."""
+        return self._clock() - hive.heard_at
+
+    def hives(self) -> list[Hive]:
+        """Return all hives, oldest id first."""
+        return [self._hives[hive_id] for hive_id in sorted(self._hives)]
+
+    def hive(self, hive_id: str) -> Hive:
+        """Return one hive.
+
+        Raises:
+            NotFoundError: No hive of that id has registered.
+        """
+        if hive_id not in self._hives:
+            raise NotFoundError(f"There is no hive {hive_id}.", param="hive_id")
+        return self._hives[hive_id]
+
+    def workers(self) -> Iterator[Worker]:
+        """Return the workers of all hives that are not lost."""
+        for hive in self.hives():
+            if self.state_of(hive) is HiveState.LOST:
+                continue
+            for info in hive.heartbeat.workers:
+                if info.worker_id not in self._gone:
+                    yield Worker(hive, info)
+
+    def worker(self, worker_id: str) -> Worker:
+        """Return one worker.
+
+        Raises:
+            NotFoundError: No hive has it.
+        """
+        for worker in self.workers():
+            if worker.worker_id == worker_id:
+                return worker
+        raise NotFoundError(f"There is no worker {worker_id}.", param="worker_id")
+
+    def has_ready(self, worker_id: str) -> bool:
+        """Tell whether a worker can be asked."""
+        return any(
+            worker.worker_id == worker_id and worker.info.state is WorkerState.READY for worker in self.workers()
+        )
+
+
+def worker_view(worker: Worker, slots_used: int) -> WorkerView:
+    """Show a worker; `slots_used` is what this queen has placed on it."""
+    info = worker.info
+    return WorkerView(
+        worker_id=info.worker_id,
+        hive_id=worker.hive.hive_id,
+        model=info.model,
+        state=info.state,
+        purpose=info.purpose,
+        slots=info.slots,
+        slots_used=slots_used,
+        pid=info.pid,
+    )
+
+
+def hive_view(book: HiveBook, hive: Hive, slots_used: Callable[[str], int]) -> HiveView:
+    """Show a hive with its workers."""
+    beat = hive.heartbeat
+    values: dict[str, Any] = {
+        "hive_id": hive.hive_id,
+        "state": book.state_of(hive),
+        "url": beat.url,
+        "version": beat.version,
+        "machine": beat.machine,
+        "devices": beat.devices,
+        "models": beat.models,
+        "workers": [
+            worker_view(worker, slots_used(worker.worker_id))
+            for worker in book.workers()
+            if worker.hive.hive_id == hive.hive_id
+        ],
+        "last_heartbeat_s": round(book.silent_s(hive), 3),
+    }
+    return HiveView(**values)

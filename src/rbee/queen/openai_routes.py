@@ -1,0 +1,121 @@
+"""The OpenAI-compatible routes: each call a job, its answer the worker's own bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rbee.contracts.models import KNOWN_MODELS
+from rbee.contracts.operations import ChatCompletion
+from rbee.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NoCapacityError,
+    OverloadedError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+    WorkerError,
+)
+from rbee.http.routes import Route, read_body
+from rbee.queen.service import QueenService
+
+NEVER_KEPT = frozenset({"messages", "prompt", "input", "system", "instructions", "tools"})
+
+
+class OpenAIRoutes:
+    """Answers OpenAI's clients."""
+
+    def __init__(self, service: QueenService) -> None:
+        self._service = service
+
+    def table(self) -> list[Route]:
+        """Return the rows."""
+        return [
+            Route(
+                method="POST",
+                path="/v1/chat/completions",
+                endpoint=self.chat_completions,
+                summary="An answer to a conversation, as OpenAI's API has it; streamed when `stream` is true.",
+                result=dict[str, Any],
+                errors=(
+                    InvalidRequestError,
+                    ModelNotFoundError,
+                    PayloadTooLargeError,
+                    UnsupportedMediaTypeError,
+                    OverloadedError,
+                    WorkerError,
+                    NoCapacityError,
+                ),
+            ),
+            Route(
+                method="GET",
+                path="/v1/models",
+                endpoint=self.models,
+                summary="The models that can be asked for.",
+                result=dict[str, Any],
+            ),
+        ]
+
+    async def models(self, request: Request) -> dict[str, Any]:
+        """List models: those loaded, those on a disk, and those known by name."""
+        loaded = {worker.info.model for worker in self._service.book.workers()}
+        on_disk = {found.model for hive in self._service.book.hives() for found in hive.heartbeat.models}
+        names = sorted({*loaded, *on_disk, *KNOWN_MODELS})
+
+        def state(name: str) -> str:
+            if name in loaded:
+                return "loaded"
+            return "available" if name in on_disk else "remote"
+
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "rbee", "state": state(name)}
+            for name in names
+        ]
+        return {"object": "list", "data": data}
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Accept a call as a job and relay its answer."""
+        call = read_call(await read_body(request))
+        if not isinstance(call.get("messages"), list) or not call["messages"]:
+            raise InvalidRequestError("`messages` must be a list with at least one message.", param="messages")
+        if request.headers.get("x-rbee-keep"):
+            raise InvalidRequestError("x-rbee-keep is not supported yet; submit an infer job to /v1/jobs instead.")
+        parameters = {key: value for key, value in call.items() if key not in NEVER_KEPT}
+        operation = ChatCompletion(model=read_model(call), parameters=parameters)
+        record = await self._service.accept(
+            operation,
+            correlation_id=request.state.correlation_id,
+            is_correlation_id_replaced=request.state.is_correlation_id_replaced,
+            principal=request.state.principal,
+            is_kept=False,
+        )
+        call["model"] = record.model
+        return self._service.relay.response(record, operation, "/v1/chat/completions", msgspec.json.encode(call))
+
+
+def read_call(body: bytes) -> dict[str, Any]:
+    """Read the body of a call; what is unknown in it goes to the engine.
+
+    Raises:
+        InvalidRequestError: It is no JSON object.
+    """
+    try:
+        call = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"The body is no JSON object: {error}.") from None
+    return call
+
+
+def read_model(call: dict[str, Any]) -> str | None:
+    """Read the model a call names, if any.
+
+    Raises:
+        InvalidRequestError: It is no string.
+    """
+    model = call.get("model")
+    if model is not None and (not isinstance(model, str) or not 0 < len(model) <= 1024):
+        raise InvalidRequestError("`model` must be a model's name.", param="model")
+    return model

@@ -1,0 +1,107 @@
+"""What the queen asks of a worker: answers, kept or relayed, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+
+from rbee.contracts.views import ErrorAnswer
+from rbee.errors import RbeeError, WorkerError, WorkerLostError, error_classes
+from rbee.queen.hives import HiveBook
+from rbee.queen.workers import Placement
+
+CONNECT_S = 5.0
+ANSWER_BYTES_MAX = 1024 * 1024
+
+
+class WorkerApi:
+    """Talks to the fronts of workers, each by the address and token of its hive's last heartbeat."""
+
+    def __init__(self, session: aiohttp.ClientSession, book: HiveBook) -> None:
+        self._session = session
+        self._book = book
+
+    def _address(self, placement: Placement, correlation_id: str) -> tuple[str, dict[str, str]]:
+        try:
+            info = self._book.worker(placement.worker_id).info
+        except RbeeError as error:
+            raise WorkerLostError(f"The worker {placement.worker_id} is gone.") from error
+        headers = {
+            "authorization": f"Bearer {info.token}",
+            "x-job-id": placement.job_id,
+            "x-correlation-id": correlation_id,
+            "x-request-id": f"{placement.job_id}.{placement.attempt}",
+            "content-type": "application/json",
+        }
+        return info.url or "", headers
+
+    async def keep(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+        """Ask for an answer that the worker narrates; returns once it has accepted.
+
+        Raises:
+            WorkerLostError: The worker cannot be reached.
+            RbeeError: What it refused with.
+        """
+        url, headers = self._address(placement, correlation_id)
+        headers["x-rbee-keep"] = "1"
+        timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT_S)
+        try:
+            async with self._session.post(url + path, data=body, headers=headers, timeout=timeout) as answer:
+                if answer.status != 202:
+                    raise await error_of(answer)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise unreachable(placement, error) from error
+
+    async def stop(self, placement: Placement, correlation_id: str) -> None:
+        """Stop a request within one token; a worker that is gone has stopped it already."""
+        try:
+            url, headers = self._address(placement, correlation_id)
+            path = f"/requests/{headers['x-request-id']}"
+            timeout = aiohttp.ClientTimeout(total=CONNECT_S)
+            async with self._session.delete(url + path, headers=headers, timeout=timeout):
+                pass
+        except (RbeeError, aiohttp.ClientError, TimeoutError, OSError):
+            pass
+
+    @asynccontextmanager
+    async def relay(
+        self, placement: Placement, path: str, body: bytes, correlation_id: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask for an answer as a response; leaving the block early stops the engine.
+
+        Raises:
+            WorkerLostError: The worker cannot be reached, or went away.
+            RbeeError: What it refused with.
+        """
+        url, headers = self._address(placement, correlation_id)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        try:
+            async with self._session.post(url + path, data=body, headers=headers, timeout=timeout) as answer:
+                if answer.status >= 400:
+                    raise await error_of(answer)
+                yield answer
+        except (aiohttp.ClientError, asyncio.IncompleteReadError) as error:
+            raise unreachable(placement, error) from error
+
+
+def unreachable(placement: Placement, error: BaseException) -> WorkerLostError:
+    """Say that a worker cannot be reached."""
+    return WorkerLostError(
+        f"The worker {placement.worker_id} cannot be reached ({type(error).__name__}).",
+        details={"worker_id": placement.worker_id},
+    )
+
+
+async def error_of(answer: aiohttp.ClientResponse) -> RbeeError:
+    """Make the error that a worker answered with."""
+    body = await answer.content.read(ANSWER_BYTES_MAX)
+    try:
+        told = msgspec.json.decode(body, type=ErrorAnswer).error
+    except msgspec.MsgspecError:
+        return WorkerError(f"The worker answered {answer.status} with something that is no error of rbee's.")
+    cls = error_classes().get(told.code, WorkerError)
+    return cls(told.message, remedy=told.remedy or None, param=told.param)

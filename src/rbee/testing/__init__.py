@@ -1,0 +1,1 @@
+"""What tests of rbee, ours and yours, are made with."""

@@ -1,0 +1,1 @@
+"""A worker: one loaded model behind one port, narrated."""

@@ -1,0 +1,93 @@
+"""Ask the engine over its unix socket. Leaving a stream early closes its connection, which stops the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from rbee.errors import RbeeError, WorkerError
+from rbee.worker.engine_errors import translate
+from rbee.worker.engines import EngineAddress
+
+# A long prompt is worked through in silence; stalls are the queen's to notice.
+ENGINE_SILENCE_S = 3600.0
+CONNECT_S = 10.0
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
+
+
+class EngineClient:
+    """One engine's HTTP API. A connection a request: the engine closes it after a stream anyway."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        """Make the client inside a running event loop; `close` it there."""
+        self._session = aiohttp.ClientSession(
+            "http://engine",
+            connector=aiohttp.UnixConnector(path=address.socket_path, force_close=True, limit=0),
+            headers={"authorization": f"Bearer {address.key}", "content-type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ENGINE_SILENCE_S),
+            skip_auto_headers=("accept-encoding", "user-agent"),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Ask for a stream and yield its bytes as they come; nothing is read ahead beyond 128 KiB.
+
+        Raises:
+            RbeeError: The engine refused or failed, in the house's words.
+        """
+        async with self._asked("POST", path, body) as response:
+            yield response.content.iter_any()
+
+    async def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Ask for a whole answer and return its body.
+
+        Raises:
+            RbeeError: The engine refused or failed, in the house's words.
+        """
+        async with self._asked(method, path, body) as response:
+            return await _read(response, MAX_ANSWER_BYTES)
+
+    async def context_tokens(self) -> int | None:
+        """Ask how many tokens one request may use: what was asked for, or less where the model has less."""
+        models = msgspec.json.decode(await self.ask("GET", "/v1/models"))
+        found: Any = models["data"][0].get("meta", {}).get("n_ctx")
+        return found if isinstance(found, int) else None
+
+    @asynccontextmanager
+    async def _asked(self, method: str, path: str, body: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with self._session.request(method, path, data=body) as response:
+                try:
+                    if response.status >= 400:
+                        raise await _refusal(response)
+                    yield response
+                finally:
+                    response.close()
+        except aiohttp.ServerTimeoutError as error:
+            raise WorkerError("The engine was silent for too long.") from error
+        except aiohttp.ClientError as error:
+            raise WorkerError(f"The engine broke off: {str(error) or type(error).__name__}.") from error
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> RbeeError:
+    return translate(response.status, await _read(response, _MAX_ERROR_BYTES))
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise WorkerError(f"The engine's answer has more than {limit} bytes.")
+        parts.append(part)
+    return b"".join(parts)

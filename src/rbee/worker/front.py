@@ -1,0 +1,258 @@
+"""The front: the closed list of routes, who may ask, and which way each request goes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rbee.errors import (
+    AuthenticationError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    RbeeError,
+    UnavailableError,
+    WorkerLostError,
+)
+from rbee.http.auth import Door
+from rbee.http.middleware import GuardMiddleware
+from rbee.http.routes import read_body
+from rbee.narration import FileSink, scope
+from rbee.worker.calls import Call, check_body, read_call, read_object
+from rbee.worker.closing import Closing, StopCause
+from rbee.worker.desk import Desk, Running
+from rbee.worker.dialects import DIALECTS, Dialect
+from rbee.worker.engine_client import EngineClient
+from rbee.worker.keep import TokenWriter, keep
+from rbee.worker.relay import relay_plain, relay_stream, relay_whole
+from rbee.worker.reply import Reply
+from rbee.worker.tally import Tally
+
+PLAIN_PATHS = frozenset({"/v1/embeddings", "/v1/rerank"})
+# No inference: they need no slot and have no closing line.
+ASIDE_PATHS = frozenset({"/tokenize", "/apply-template"})
+_REQUESTS = "/requests/"
+
+_Answer = Callable[[Request, Send], Awaitable[None]]
+
+
+class WorkerDoor(Door, frozen=True, kw_only=True):
+    """Lets in who has the worker's token."""
+
+    def principal(self, authorization: str | None) -> str:
+        """Return who is calling.
+
+        Raises:
+            AuthenticationError: The token is missing or wrong.
+        """
+        scheme, _, given = (authorization or "").partition(" ")
+        token = (self.api_key or "").encode()
+        if scheme.lower() == "bearer" and token and hmac.compare_digest(given.strip().encode(), token):
+            return "queen"
+        raise AuthenticationError(
+            "This worker's token is needed: send `Authorization: Bearer <token>`.",
+            remedy="Ask the queen instead; it knows the tokens of its workers.",
+        )
+
+
+class Front:
+    """Answers for one engine."""
+
+    def __init__(
+        self, *, engine: EngineClient, desk: Desk, kept: asyncio.TaskGroup, sink: FileSink, worker_id: str
+    ) -> None:
+        """Take what the requests share.
+
+        Args:
+            kept: Waits for the tasks of kept requests, which no caller waits for.
+            sink: The worker's stdout.
+        """
+        self._engine = engine
+        self._desk = desk
+        self._kept = kept
+        self._sink = sink
+        self._worker_id = worker_id
+        self._routes: dict[str, dict[str, _Answer]] = {
+            "/livez": {"GET": self._livez},
+            "/health": {"GET": self._livez},
+            "/readyz": {"GET": self._readyz},
+            "/v1/models": {"GET": self._models},
+            **{path: {"POST": self._infer} for path in [*DIALECTS, *PLAIN_PATHS]},
+            **{path: {"POST": self._aside} for path in ASIDE_PATHS},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            await self._find(scope["method"], scope["path"])(Request(scope, receive), send)
+
+    def _find(self, method: str, path: str) -> _Answer:
+        by_method = self._routes.get(path)
+        if by_method is None and path.startswith(_REQUESTS) and len(path) > len(_REQUESTS):
+            by_method = {"DELETE": self._cancel}
+        if by_method is None:
+            raise NotFoundError(f"There is nothing at {path[:200]}.", remedy="Ask one of the worker's routes.")
+        if method not in by_method:
+            raise MethodNotAllowedError(f"{path} takes {', '.join(by_method)}.")
+        return by_method[method]
+
+    async def _livez(self, request: Request, send: Send) -> None:
+        await Reply(send, []).whole(b'{"status":"ok"}')
+
+    async def _readyz(self, request: Request, send: Send) -> None:
+        desk = self._desk
+        if desk.is_draining:
+            raise UnavailableError("This worker is being stopped.", retry_after_s=1.0)
+        status = {"status": "ready", "slots": desk.slots, "slots_used": desk.slots_used}
+        await Reply(send, []).whole(msgspec.json.encode(status))
+
+    async def _models(self, request: Request, send: Send) -> None:
+        await Reply(send, []).whole(await self._engine.ask("GET", "/v1/models"))
+
+    async def _aside(self, request: Request, send: Send) -> None:
+        body = await read_body(request)
+        read_object(body)
+        await Reply(send, []).whole(await self._engine.ask("POST", request.url.path, body))
+
+    async def _cancel(self, request: Request, send: Send) -> None:
+        request_id = request.url.path.removeprefix(_REQUESTS)
+        self._desk.cancel(request_id[:200])
+        await Reply(send, []).whole(msgspec.json.encode({"request_id": request_id}), status=202)
+
+    async def _infer(self, request: Request, send: Send) -> None:
+        call = read_call(request.headers)
+        reply = Reply(send, call.echoed())
+        body = await read_body(request)
+        if call.keep != "no" and self._desk.is_known(call.request_id):
+            await self._accepted(call, reply)
+            return
+        closing = Closing(call, Tally())
+        with scope(job_id=call.job_id, correlation_id=call.correlation_id):
+            try:
+                await self._begin(request, body, closing, reply)
+            except RbeeError as error:
+                await reply.error(error, job_id=call.job_id)
+
+    async def _begin(self, request: Request, body: bytes, closing: Closing, reply: Reply) -> None:
+        """Check and admit a request; what the body alone shows to be wrong has its closing line too."""
+        path, call = request.url.path, closing.call
+        dialect = DIALECTS.get(path)
+        try:
+            asked = read_object(body)
+            if dialect is not None:
+                check_body(asked, dialect)
+            elif call.keep != "no":
+                raise InvalidRequestError(f"{path} has no answer that could be kept.", param="x-rbee-keep")
+        except InvalidRequestError as error:
+            closing.failed(error)
+            raise
+        if isinstance(asked.get("n"), int):
+            closing.tally.choices = asked["n"]
+        running = self._desk.admit(closing)
+        if dialect is not None and call.keep != "no":
+            self._keep(running, dialect, asked)
+            await self._accepted(call, reply)
+            return
+        await self._relay(running, self._work(path, dialect, asked, body, closing, reply), request, reply)
+
+    def _work(
+        self,
+        path: str,
+        dialect: Dialect | None,
+        asked: dict[str, Any],
+        body: bytes,
+        closing: Closing,
+        reply: Reply,
+    ) -> Coroutine[Any, Any, None]:
+        if dialect is None:
+            return relay_plain(self._engine, path, body, closing, reply)
+        if asked.get("stream") is True:
+            return relay_stream(self._engine, dialect, body, closing, reply)
+        return relay_whole(self._engine, dialect, asked, closing, reply)
+
+    async def _accepted(self, call: Call, reply: Reply) -> None:
+        await reply.whole(msgspec.json.encode({"request_id": call.request_id}), status=202)
+
+    def _keep(self, running: Running, dialect: Dialect, asked: dict[str, Any]) -> None:
+        closing = running.closing
+        if running.cause is not None:
+            closing.stopped(running.cause)
+            return
+        writer = TokenWriter(
+            self._sink,
+            worker_id=self._worker_id,
+            call=closing.call,
+            dialect=dialect,
+            tally=closing.tally,
+            timings=asked.get("timings_per_token") is True,
+        )
+        self._desk.start(
+            self._kept, running, _settled(running, None, keep(self._engine, dialect, asked, closing, writer))
+        )
+
+    async def _relay(
+        self, running: Running, work: Coroutine[Any, Any, None], request: Request, reply: Reply
+    ) -> None:
+        if running.cause is None:
+            async with asyncio.TaskGroup() as group:
+                task = self._desk.start(group, running, _settled(running, reply, work))
+                watcher = group.create_task(_stop_when_left(request, running))
+                task.add_done_callback(lambda _: watcher.cancel())
+        else:
+            work.close()
+            running.closing.stopped(running.cause)
+        if running.cause is StopCause.REQUEST:
+            await reply.error(_cancelled(), job_id=running.closing.call.job_id)
+        elif running.cause is StopCause.SHUTDOWN:
+            await reply.error(WorkerLostError("The worker was stopped while it had this request."))
+
+
+def front_app(front: Front, token: str) -> ASGIApp:
+    """Make the application: the front behind its door."""
+    return GuardMiddleware(front, WorkerDoor(api_key=token))
+
+
+def _cancelled() -> RbeeError:
+    return InvalidRequestError(
+        "The request was cancelled.", code="cancelled", remedy="Send it again if it is wanted."
+    )
+
+
+async def _settled(running: Running, reply: Reply | None, work: Coroutine[Any, Any, None]) -> None:
+    """Do a request's work and say how it ended, to the log first and then to the caller."""
+    closing = running.closing
+    try:
+        await work
+    except asyncio.CancelledError:
+        closing.stopped(running.cause or StopCause.SHUTDOWN)
+        raise
+    except TimeoutError:
+        running.cause = StopCause.CALLER  # it took nothing for too long
+        closing.stopped(running.cause)
+    except RbeeError as error:
+        closing.failed(error)
+        await _tell(reply, error, closing)
+    except Exception:  # noqa: BLE001  # a fault of ours must not end the worker
+        traceback.print_exc(file=sys.stderr)
+        closing.failed(InternalError())
+        await _tell(reply, InternalError(), closing)
+
+
+async def _tell(reply: Reply | None, error: RbeeError, closing: Closing) -> None:
+    if reply is not None:
+        await reply.error(error, job_id=closing.call.job_id)
+
+
+async def _stop_when_left(request: Request, running: Running) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    running.stop(StopCause.CALLER)

@@ -1,0 +1,117 @@
+"""Answer a kept request: each piece of the answer is one `token` line on the worker's stdout."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from rbee.contracts.events import MAX_TOKEN_LINE_BYTES
+from rbee.errors import StorageFullError, WorkerError
+from rbee.narration import FileSink
+from rbee.worker.calls import Call
+from rbee.worker.closing import Closing
+from rbee.worker.dialects import Channel, Chunk, Dialect
+from rbee.worker.engine_client import EngineClient
+from rbee.worker.reading import read_answer
+from rbee.worker.tally import Tally
+
+_encode = msgspec.json.Encoder().encode
+
+
+class TokenLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One piece of a kept answer, as it stands on stdout."""
+
+    v: int
+    kind: str
+    ts: int
+    actor: str
+    job_id: str | None = None
+    correlation_id: str | None = None
+    worker_id: str | None = None
+    attempt: int
+    text: str
+    tokens: int
+    channel: Channel
+    chunk: Raw | UnsetType = UNSET
+
+
+class TokenWriter:
+    """Writes token lines, each with one write, and notices when one is lost."""
+
+    def __init__(
+        self, sink: FileSink, *, worker_id: str, call: Call, dialect: Dialect, tally: Tally, timings: bool
+    ) -> None:
+        """Take where to write and whose answer it is.
+
+        Args:
+            sink: The worker's stdout.
+            timings: The caller asked for the engine's timings in every chunk.
+        """
+        self._sink = sink
+        self._worker_id = worker_id
+        self._call = call
+        self._dialect = dialect
+        self._tally = tally
+        self._timings = timings
+
+    def write(self, data: bytes, chunk: Chunk) -> None:
+        """Write the token line of one chunk.
+
+        Raises:
+            WorkerError: The line would be longer than 1 MiB.
+            StorageFullError: It could not be written whole.
+        """
+        line = self._line(data, chunk)
+        if len(line) > MAX_TOKEN_LINE_BYTES:
+            raise WorkerError(f"A piece of the answer has more than the {MAX_TOKEN_LINE_BYTES} bytes of a line.")
+        lost_before = self._sink.lost_lines
+        self._sink.write(line)
+        if self._sink.lost_lines != lost_before:
+            raise StorageFullError("A piece of the answer could not be written to the worker's output.")
+        self._tally.frames = (self._tally.frames or 0) + 1
+
+    def _line(self, data: bytes, chunk: Chunk) -> bytes:
+        delta, call = self._dialect.delta(chunk), self._call
+        if delta.text:
+            self._tally.note_delta()
+        return _encode(
+            TokenLine(
+                v=1,
+                kind="token",
+                ts=time.time_ns(),
+                actor="worker",
+                job_id=call.job_id,
+                correlation_id=call.correlation_id,
+                worker_id=self._worker_id,
+                attempt=call.attempt,
+                text=delta.text,
+                tokens=self._tally.completion_tokens or 0,
+                channel=delta.channel,
+                chunk=self._shown(data, chunk) if call.keep == "chunk" else UNSET,
+            )
+        )
+
+    def _shown(self, data: bytes, chunk: Chunk) -> Raw:
+        """Return the engine's JSON without the timings that only we asked for; the last ones it always sends."""
+        if "timings" in chunk and not self._timings and not _is_ending(chunk):
+            return Raw(_encode({key: value for key, value in chunk.items() if key != "timings"}))
+        return Raw(_encode(chunk) if b"\n" in data else data)
+
+
+def _is_ending(chunk: Chunk) -> bool:
+    choices = chunk.get("choices")
+    finished = any(choice.get("finish_reason") for choice in choices) if isinstance(choices, list) else False
+    return finished or "usage" in chunk or isinstance(chunk.get("response"), dict)
+
+
+async def keep(
+    engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, writer: TokenWriter
+) -> None:
+    """Narrate the answer: one token line for each data frame of the engine."""
+    closing.tally.frames = 0
+    asked = {**body, "stream": True, "timings_per_token": True}
+    await read_answer(engine, dialect, _encode(asked), closing.tally, writer.write)
+    closing.completed()

@@ -1,0 +1,86 @@
+"""Answer a relayed request: as a stream of the engine's own frames, or as one response."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from rbee.errors import WorkerError
+from rbee.worker.closing import Closing
+from rbee.worker.dialects import Dialect
+from rbee.worker.engine_client import EngineClient
+from rbee.worker.frames import FrameSplitter, line_start
+from rbee.worker.reading import broken_off, observe_frames, read_answer
+from rbee.worker.reply import Reply
+
+_ERROR_LINE = b'data: {"error":'
+# Chunks that say something about use or ending. In the text of an answer these quotes would be escaped.
+_TELLING = re.compile(rb'"(?:usage|timings)":\s?\{|"(?:finish|stop)_reason":\s?"')
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def relay_stream(
+    engine: EngineClient, dialect: Dialect, body: bytes, closing: Closing, reply: Reply
+) -> None:
+    """Pass the engine's frames on as they are, each as soon as it is whole.
+
+    The closing line is written before the last frame is sent.
+
+    Raises:
+        RbeeError: The engine refused, failed or broke off; what was whole before has been sent.
+    """
+    splitter, tally = FrameSplitter(), closing.tally
+    async with engine.stream(dialect.path, body) as parts:
+        await reply.start_stream()
+        async for part in parts:
+            whole = splitter.feed(part)
+            if not whole:
+                continue
+            tally.note_arrival()
+            failure = line_start(whole, _ERROR_LINE)
+            if failure >= 0:
+                await reply.write(whole[:failure])
+                observe_frames(whole[failure:], tally)  # raises what the frame tells
+            if _TELLING.search(whole):
+                observe_frames(whole, tally)
+            if any(line_start(whole, last) >= 0 for last in dialect.last_lines):
+                closing.completed()
+                await reply.end(whole)
+                return
+            await reply.write(whole)
+    raise broken_off()
+
+
+async def relay_whole(
+    engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, reply: Reply
+) -> None:
+    """Ask for a stream, so that the engine stops when the caller leaves, and answer with what it makes."""
+    assembler = dialect.assembler()
+    asked = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": True}
+    await read_answer(engine, dialect, _encode(asked), closing.tally, lambda _, chunk: assembler.add(chunk))
+    answer = _encode(assembler.result())
+    closing.completed()
+    await reply.whole(answer)
+
+
+class _Used(Struct):
+    """The one part of a long answer that is looked at."""
+
+    usage: dict[str, Any] = {}
+
+
+async def relay_plain(engine: EngineClient, path: str, body: bytes, closing: Closing, reply: Reply) -> None:
+    """Pass on what is no generation: embeddings and rankings."""
+    answer = await engine.ask("POST", path, body)
+    closing.tally.note_arrival()
+    try:
+        used = msgspec.json.decode(answer, type=_Used)
+    except msgspec.MsgspecError as error:
+        raise WorkerError("The engine's answer cannot be read.") from error
+    closing.tally.observe({"usage": used.usage})
+    closing.completed()
+    await reply.whole(answer)

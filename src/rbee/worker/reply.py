@@ -1,0 +1,70 @@
+"""One HTTP response, as far as it has been sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Send
+
+from rbee.errors import RbeeError
+from rbee.http.errors import error_response
+
+# A reader that takes nothing for so long is cut off, for it holds a slot.
+SEND_TIMEOUT_S = 30.0
+
+_JSON = [(b"content-type", b"application/json")]
+_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Reply:
+    """Sends a response in its parts. Every send raises `TimeoutError` when the caller does not read."""
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        """Take the headers every answer to this request has."""
+        self._send = send
+        self._headers = headers
+        self.is_started = False
+        self.is_ended = False
+
+    async def start_stream(self) -> None:
+        """Begin an event stream."""
+        await self._start(200, _STREAM)
+
+    async def write(self, data: bytes) -> None:
+        """Send some whole frames at once."""
+        await self._body(data, more=True)
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last of the stream."""
+        await self._body(data, more=False)
+
+    async def whole(self, body: bytes, status: int = 200) -> None:
+        """Send a JSON answer in one piece."""
+        await self._start(status, [*_JSON, (b"content-length", str(len(body)).encode())])
+        await self._body(body, more=False)
+
+    async def error(self, error: RbeeError, job_id: str | None = None) -> None:
+        """Tell of an error: as the answer, or as the last frame of a stream that has begun."""
+        if self.is_ended:
+            return
+        answer = error_response(error, job_id=job_id)
+        if self.is_started:
+            await self.end(b"data: " + bytes(answer.body) + b"\n\n")
+            return
+        await self._start(answer.status_code, list(answer.raw_headers))
+        await self._body(bytes(answer.body), more=False)
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self.is_started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        self.is_ended = not more
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})

@@ -1,0 +1,157 @@
+"""One models directory used by many: tasks, processes, and a disk that fills up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_hub import LocalHub, Steps, serving
+
+from rbee.errors import DownloadFailedError
+from rbee.hive.models import ModelStore
+from rbee.hive.sources.hub import HubSource
+from rbee.testing.tiny_gguf import tiny_gguf
+
+MODEL = tiny_gguf(elements=300_000)
+REF = "hf:org/repo"
+MIB = 1024 * 1024
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+from rbee.hive.models import ModelStore
+from rbee.hive.sources.hub import HubSource
+store = ModelStore(Path(sys.argv[1]), {"hub": HubSource(sys.argv[2], offline=False)})
+model = asyncio.run(store.pull("hf:org/repo", lambda done, total: print("at", done, flush=True)))
+print(model.path)
+"""
+
+
+def hub_of(model: bytes = MODEL) -> LocalHub:
+    return LocalHub(files={"tiny-Q4_0.gguf": model})
+
+
+def store_at(directory: Path, hub: LocalHub) -> ModelStore:
+    return ModelStore(directory, {"hub": HubSource(hub.url, offline=False, pause_s=0.001)})
+
+
+def files(directory: Path) -> list[str]:
+    """Return the names of all files of a models directory but the locks."""
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path.name for path in found if path.parent.name != ".locks")
+
+
+async def test_pulls_of_one_model_at_once_download_it_once(tmp_path: Path) -> None:
+    """Two stores, as two hives of one machine have them, and several tasks of each."""
+    async with serving(hub_of()) as hub:
+        stores = [store_at(tmp_path, hub), store_at(tmp_path, hub)]
+        models = await asyncio.gather(*(store.pull(REF) for store in stores for _ in range(3)))
+        assert len(hub.downloads()) == 1
+    assert {model.path.read_bytes() for model in models} == {MODEL}
+
+
+async def test_pulls_by_two_processes_download_once(tmp_path: Path) -> None:
+    async with serving(hub_of()) as hub:
+        hub.hold = 1000
+        command = [sys.executable, "-c", PULL, str(tmp_path), hub.url]
+        first = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        await hub.held.wait()
+        second = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert second.stdout is not None
+        assert (await second.stdout.readline()).startswith(b"at ")  # it waits, and tells of the other's progress
+        hub.go_on.set()
+        (one, _), (two, _) = await asyncio.gather(first.communicate(), second.communicate())
+        assert (first.returncode, second.returncode) == (0, 0)
+        assert len(hub.downloads()) == 1
+    path = one.splitlines()[-1]
+    assert path == two.splitlines()[-1]
+    with open(path, "rb") as file:  # noqa: ASYNC230
+        assert file.read() == MODEL
+
+
+async def test_waiting_pull_tells_how_far_the_other_one_is(tmp_path: Path) -> None:
+    async with serving(hub_of()) as hub:
+        hub.hold = 1000
+        begun, moved = asyncio.Event(), asyncio.Event()
+        first_steps = Steps(lambda done: begun.set() if done else None)
+        first = asyncio.create_task(store_at(tmp_path, hub).pull(REF, first_steps))
+        await begun.wait()
+        steps = Steps(lambda done: moved.set())
+        second = asyncio.create_task(store_at(tmp_path, hub).pull(REF, steps))
+        await moved.wait()
+        hub.go_on.set()
+        assert await first == await second
+        assert steps.seen[0][1] is None
+        assert 0 < steps.seen[0][0] < len(MODEL)
+
+
+async def test_waiting_pull_downloads_itself_when_the_other_one_is_cancelled(tmp_path: Path) -> None:
+    async with serving(hub_of()) as hub:
+        hub.hold = 1000
+        first = asyncio.create_task(store_at(tmp_path, hub).pull(REF))
+        await hub.held.wait()
+        second = asyncio.create_task(store_at(tmp_path, hub).pull(REF))
+        hub.hold = None
+        first.cancel()
+        assert (await second).path.read_bytes() == MODEL
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert len(hub.downloads()) == 2
+
+
+async def test_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    async with serving(hub_of()) as hub:
+        with pytest.raises(DownloadFailedError, match="cannot be written: Not a directory"):
+            await store_at(blocked / "models", hub).pull(REF)
+        assert hub.requests == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 68 MiB, just above what a download leaves free."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=68m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_model_larger_than_the_disk_is_refused_before_it_is_fetched(small_disk: Path) -> None:
+    model = tiny_gguf(elements=5 * MIB // 4)
+    async with serving(hub_of(model)) as hub:
+        with pytest.raises(DownloadFailedError, match=f"needs {len(model):,} bytes .* are free in") as refused:
+            await store_at(small_disk, hub).pull(REF)
+        assert str(small_disk) in refused.value.message
+        assert hub.downloads() == []
+    assert files(small_disk) == []
+
+
+async def test_disk_that_fills_up_during_a_download_keeps_nothing_half_written(small_disk: Path) -> None:
+    """The disk is filled once the first bytes are there; what others wrote stays."""
+    model = tiny_gguf(elements=3 * MIB // 4)
+    async with serving(hub_of(model)) as hub:
+        hub.hold = 4096
+        pull = asyncio.create_task(store_at(small_disk, hub).pull(REF))
+        await hub.held.wait()
+        with pytest.raises(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(MIB // 4))
+        hub.go_on.set()
+        with pytest.raises(DownloadFailedError, match="There is no space left on the disk of"):
+            await pull
+        (small_disk / "filler").unlink()
+        assert files(small_disk) == []
+        assert (await store_at(small_disk, hub).pull(REF)).path.read_bytes() == model
