@@ -69,7 +69,7 @@ async def run(settings: HiveSettings) -> None:
         service = HiveService(settings, home, registry, link, outbox, hive_id=hive_id, boot_id=boot_id, url=url)
         await service.open()
         async with serving(make_app(service), sock, stop_grace_s=2):
-            tasks = [asyncio.ensure_future(task) for task in (service.run_heartbeats(), outbox.run())]
+            tasks = [asyncio.ensure_future(service.run_heartbeats()), asyncio.ensure_future(outbox.run())]
             ready = ReadyFile(url=url, pid=os.getpid(), boot_id=boot_id)
             write_ready_file(home.ready_file("rbee-hive"), ready)
             if settings.ready_file is not None:
@@ -89,7 +89,7 @@ async def run(settings: HiveSettings) -> None:
     lock.release()
 
 
-async def _finish(tasks: list[asyncio.Future[None]]) -> None:
+async def _finish(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel what runs for ever; raise what one of them failed with."""
     for task in tasks:
         task.cancel()

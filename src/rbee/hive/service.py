@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rbee import __version__
-from rbee.contracts.heartbeats import Heartbeat
+from rbee.contracts.heartbeats import DeviceInfo, Heartbeat, MachineInfo, ModelInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_id
 from rbee.contracts.operations import (
@@ -22,11 +22,12 @@ from rbee.contracts.operations import (
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import HiveLostError, ModelNotFoundError, NoCapacityError, RbeeError
 from rbee.hive.devices import list_devices, machine_info
-from rbee.hive.gguf import estimate_memory_bytes, read_header
+from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.settings import HiveSettings
+from rbee.hive.sources.partial_file import finish_in_thread
 from rbee.hive.workers import Workers, WorkerWanted
 from rbee.jobs import JobFilter, JobRegistry, JobRunner, RunningJob
 from rbee.jobs.runner import Handler, error_body
@@ -106,6 +107,7 @@ class HiveService:
         for path in sorted(self.home.hive.iterdir()):
             if path.name != self.boot_id:
                 self.workers.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)])
+        await self.models.clean()
         await self.workers.clear_strays()
 
     async def close(self) -> None:
@@ -121,7 +123,7 @@ class HiveService:
         while True:
             self._changed.clear()
             try:
-                await self._link.heartbeat(self.heartbeat())
+                await self._link.heartbeat(await self.heartbeat())
             except RbeeError as error:
                 self._say_away(error)
             else:
@@ -132,18 +134,23 @@ class HiveService:
             except TimeoutError:
                 pass
 
-    def heartbeat(self) -> Heartbeat:
+    async def heartbeat(self) -> Heartbeat:
         """Return the whole truth about this hive as it is now."""
+        machine, devices, models = await asyncio.to_thread(self._look_around)
         return Heartbeat(
             boot_id=self.boot_id,
             store_id=self.registry.store.store_id,
             url=self.url,
             version=__version__,
-            machine=machine_info(self.home.root),
-            devices=list_devices(),
-            models=[model.info() for model in self.models.list()],
+            machine=machine,
+            devices=devices,
+            models=models,
             workers=self.workers.infos(),
         )
+
+    def _look_around(self) -> tuple[MachineInfo, list[DeviceInfo], list[ModelInfo]]:
+        models = [model.info() for model in self.models.list()]
+        return machine_info(self.home.root), list_devices(), models
 
     def _say_away(self, error: RbeeError) -> None:
         if not self._is_away:
@@ -167,7 +174,7 @@ class HiveService:
                 f"{operation.model} is not on the disk of {self.hive_id}, or is no model file.",
                 remedy=f"Pull it first: rbee models pull {operation.model}.",
             )
-        self._check_memory(operation, read_header(model.path))
+        self._check_memory(operation, await finish_in_thread(read_header, model.path))
         wanted = WorkerWanted(
             worker_id=operation.worker_id or new_id("worker"),
             model=model,
@@ -179,7 +186,7 @@ class HiveService:
         worker = await self.workers.start(wanted, self.hive_id)
         return {"worker_id": worker.worker_id, "hive_id": self.hive_id}
 
-    def _check_memory(self, operation: WorkerSpawn, header: Any) -> None:
+    def _check_memory(self, operation: WorkerSpawn, header: GgufHeader) -> None:
         needed = estimate_memory_bytes(header, operation.context_tokens, operation.slots)
         free = machine_info(self.home.root).memory_free_bytes
         if needed > free:

@@ -31,6 +31,7 @@ async def stop_home(home: Home, screen: Screen) -> int:
     before = servers_of(home)
     stack = _stack_of(home)
     if stack is None and not before:
+        _forget_all(home)
         screen.say("keeper_down", f"Nothing runs in {home.root}.")
         return EXIT_FINE
     if stack is not None:
@@ -42,8 +43,7 @@ async def stop_home(home: Home, screen: Screen) -> int:
         raise InternalError(
             f"Still there after SIGKILL: {_named(alive)}.", remedy="They hang in the kernel; see what with ps."
         )
-    for program in (STACK, QUEEN, HIVE):
-        _forget(home, program)
+    _forget_all(home)
     stopped = [HomeProcess("rbee up", stack.pid, stack.start_time)] if stack is not None else []
     screen.say("keeper_down", f"Stopped {_named([*stopped, *before])}.")
     return EXIT_FINE
@@ -80,11 +80,13 @@ async def _stop_stack(stack: Child, home: Home) -> None:
         await stack.wait()
 
 
-def _forget(home: Home, program: str) -> None:
-    """Remove the run file of a server that is gone."""
-    path = home.ready_file(program)
-    if read_ready_file(path) is None:
-        path.unlink(missing_ok=True)
+def _forget_all(home: Home) -> None:
+    """Remove the run files of what is gone; a killed server cannot do it itself."""
+    if not is_held(up_lock(home)):
+        home.ready_file(STACK).unlink(missing_ok=True)
+    for program in (QUEEN, HIVE):
+        if read_ready_file(home.ready_file(program)) is None:
+            home.ready_file(program).unlink(missing_ok=True)
 
 
 def _named(processes: list[HomeProcess]) -> str:

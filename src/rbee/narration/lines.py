@@ -12,10 +12,13 @@ from rbee.contracts.events import MAX_LINE_BYTES, Level
 from rbee.narration.redact import redact
 
 _BRACKET = re.compile(
-    rb"\[(?P<actor>[A-Za-z][A-Za-z0-9_.-]{0,63}) *\] +(?P<action>[A-Za-z][A-Za-z0-9_.-]{0,63}) *: ?(?P<message>.*)",
+    rb"\[(?P<actor>[A-Za-z][A-Za-z0-9_.-]{0,63}) *\] +"
+    rb"(?P<action>[A-Za-z][A-Za-z0-9_.-]{0,63}) *: ?(?P<message>.*)",
     re.DOTALL,
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]|\x1b\[[0-9;?]*[ -/]*[@-~]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 class Narration(Struct, kw_only=True, frozen=True, omit_defaults=True):

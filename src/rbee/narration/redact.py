@@ -7,7 +7,10 @@ import re
 MASK = b"***"
 
 _VALUE = rb'(?:[^"\\]|\\.)*'
-_NAMES = rb"[\w-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key|authorization|credential|auth[_-]?token|bearer)[\w-]*"
+_NAMES = (
+    rb"[\w-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key"
+    rb"|authorization|credential|auth[_-]?token|bearer)[\w-]*"
+)
 _SECRET = re.compile(
     rb'(?P<field>"(?:' + _NAMES + rb'|token)"\s*:\s*)"' + _VALUE + rb'"'
     rb"|(?P<scheme>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{6,}"

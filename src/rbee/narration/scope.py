@@ -25,7 +25,8 @@ class Scope(Struct, frozen=True):
     model: str | None = None
 
 
-_scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("rbee_scope", default=Scope())
+_EMPTY = Scope()  # frozen, so one default serves all
+_scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("rbee_scope", default=_EMPTY)
 
 
 def current_scope() -> Scope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from rbee.contracts.settings import load_settings
@@ -12,6 +13,7 @@ from rbee.errors import ConfigurationError, ModelInvalidError, RbeeError
 from rbee.narration import FileSink, configure, narrate, scope
 from rbee.worker.settings import WorkerSettings
 
+INTERNAL_EXIT = 1
 MODEL_INVALID_EXIT = 4
 FAILED_BEFORE_READY_EXIT = 3
 
@@ -19,7 +21,7 @@ FAILED_BEFORE_READY_EXIT = 3
 def main() -> NoReturn:
     """Run one worker.
 
-    Exit codes: 0 stopped, 1 the hive was gone for too long, 2 configuration, 3 failed before ready,
+    Exit codes: 0 stopped, 1 a fault or a hive that was gone for too long, 2 configuration, 3 failed before ready,
     4 the model cannot be loaded.
     """
     try:
@@ -32,8 +34,14 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the hive to act on
     sink = FileSink(_claim_stdout())
     configure(actor="worker", sink=sink, hive_id=settings.hive_id, worker_id=settings.worker_id)
-    with scope(model=settings.shown_model):
-        _leave(_run(settings, sink))
+    code = INTERNAL_EXIT
+    try:
+        with scope(model=settings.shown_model):
+            code = _run(settings, sink)
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc(file=sys.stderr)
+        _leave(code)
 
 
 def _run(settings: WorkerSettings, sink: FileSink) -> int:

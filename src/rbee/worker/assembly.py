@@ -115,7 +115,7 @@ class ChatAssembler(_Choices):
                 message[key] = value
 
     def _whole(self, choice: dict[str, Any]) -> dict[str, Any]:
-        message = {
+        message: dict[str, Any] = {
             key: "".join(value) if isinstance(value, list) else value for key, value in choice["message"].items()
         }
         if "tool_calls" in message:

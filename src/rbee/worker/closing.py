@@ -52,7 +52,7 @@ class Closing:
     def stopped(self, cause: StopCause) -> None:
         """Say that the request was ended early."""
         if cause is StopCause.SHUTDOWN:
-            self.failed(WorkerLostError("The worker was stopped while it had this request."))
+            self.failed(stopped_worker())
             return
         who = "its caller left" if cause is StopCause.CALLER else "it was cancelled"
         self._say("cancelled", f"Stopped answering, for {who}.")
@@ -73,6 +73,11 @@ class Closing:
                 **self.tally.fields(),
                 **more,
             )
+
+
+def stopped_worker() -> RbeeError:
+    """Make the error of a request whose worker was stopped first; sent again, it goes to another."""
+    return WorkerLostError("The worker was stopped while it had this request.")
 
 
 def _completed_sentence(tally: Tally) -> str:

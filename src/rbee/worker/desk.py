@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from rbee.errors import ConflictError, OverloadedError, UnavailableError
@@ -114,5 +115,6 @@ class Desk:
         except TimeoutError:
             for running in list(self._running.values()):
                 running.stop(StopCause.SHUTDOWN)
-            async with asyncio.timeout(STOP_S):
-                await self._idle.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await self._idle.wait()

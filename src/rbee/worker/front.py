@@ -6,7 +6,9 @@ import asyncio
 import hmac
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,14 +23,13 @@ from rbee.errors import (
     NotFoundError,
     RbeeError,
     UnavailableError,
-    WorkerLostError,
 )
 from rbee.http.auth import Door
 from rbee.http.middleware import GuardMiddleware
 from rbee.http.routes import read_body
 from rbee.narration import FileSink, scope
 from rbee.worker.calls import Call, check_body, read_call, read_object
-from rbee.worker.closing import Closing, StopCause
+from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
 from rbee.worker.dialects import DIALECTS, Dialect
 from rbee.worker.engine_client import EngineClient
@@ -43,6 +44,8 @@ ASIDE_PATHS = frozenset({"/tokenize", "/apply-template"})
 _REQUESTS = "/requests/"
 
 _Answer = Callable[[Request, Send], Awaitable[None]]
+# Made only when it is begun: a task that is cancelled before its first step would leave it unawaited.
+_Work = Callable[[], Awaitable[None]]
 
 
 class WorkerDoor(Door, frozen=True, kw_only=True):
@@ -121,10 +124,10 @@ class Front:
     async def _aside(self, request: Request, send: Send) -> None:
         body = await read_body(request)
         read_object(body)
-        await Reply(send, []).whole(await self._engine.ask("POST", request.url.path, body))
+        await Reply(send, []).whole(await self._engine.ask("POST", request.scope["path"], body))
 
     async def _cancel(self, request: Request, send: Send) -> None:
-        request_id = request.url.path.removeprefix(_REQUESTS)
+        request_id = request.scope["path"].removeprefix(_REQUESTS)
         self._desk.cancel(request_id[:200])
         await Reply(send, []).whole(msgspec.json.encode({"request_id": request_id}), status=202)
 
@@ -144,7 +147,7 @@ class Front:
 
     async def _begin(self, request: Request, body: bytes, closing: Closing, reply: Reply) -> None:
         """Check and admit a request; what the body alone shows to be wrong has its closing line too."""
-        path, call = request.url.path, closing.call
+        path, call = request.scope["path"], closing.call
         dialect = DIALECTS.get(path)
         try:
             asked = read_object(body)
@@ -172,12 +175,12 @@ class Front:
         body: bytes,
         closing: Closing,
         reply: Reply,
-    ) -> Coroutine[Any, Any, None]:
+    ) -> _Work:
         if dialect is None:
-            return relay_plain(self._engine, path, body, closing, reply)
+            return partial(relay_plain, self._engine, path, body, closing, reply)
         if asked.get("stream") is True:
-            return relay_stream(self._engine, dialect, body, closing, reply)
-        return relay_whole(self._engine, dialect, asked, closing, reply)
+            return partial(relay_stream, self._engine, dialect, body, closing, reply)
+        return partial(relay_whole, self._engine, dialect, asked, closing, reply)
 
     async def _accepted(self, call: Call, reply: Reply) -> None:
         await reply.whole(msgspec.json.encode({"request_id": call.request_id}), status=202)
@@ -195,25 +198,21 @@ class Front:
             tally=closing.tally,
             timings=asked.get("timings_per_token") is True,
         )
-        self._desk.start(
-            self._kept, running, _settled(running, None, keep(self._engine, dialect, asked, closing, writer))
-        )
+        work = partial(keep, self._engine, dialect, asked, closing, writer)
+        self._desk.start(self._kept, running, _settled(running, None, work))
 
-    async def _relay(
-        self, running: Running, work: Coroutine[Any, Any, None], request: Request, reply: Reply
-    ) -> None:
+    async def _relay(self, running: Running, work: _Work, request: Request, reply: Reply) -> None:
         if running.cause is None:
             async with asyncio.TaskGroup() as group:
                 task = self._desk.start(group, running, _settled(running, reply, work))
                 watcher = group.create_task(_stop_when_left(request, running))
                 task.add_done_callback(lambda _: watcher.cancel())
         else:
-            work.close()
             running.closing.stopped(running.cause)
         if running.cause is StopCause.REQUEST:
-            await reply.error(_cancelled(), job_id=running.closing.call.job_id)
+            await _tell(reply, _cancelled(), running.closing)
         elif running.cause is StopCause.SHUTDOWN:
-            await reply.error(WorkerLostError("The worker was stopped while it had this request."))
+            await _tell(reply, stopped_worker(), running.closing)
 
 
 def front_app(front: Front, token: str) -> ASGIApp:
@@ -227,11 +226,11 @@ def _cancelled() -> RbeeError:
     )
 
 
-async def _settled(running: Running, reply: Reply | None, work: Coroutine[Any, Any, None]) -> None:
+async def _settled(running: Running, reply: Reply | None, work: _Work) -> None:
     """Do a request's work and say how it ended, to the log first and then to the caller."""
     closing = running.closing
     try:
-        await work
+        await work()
     except asyncio.CancelledError:
         closing.stopped(running.cause or StopCause.SHUTDOWN)
         raise
@@ -249,7 +248,8 @@ async def _settled(running: Running, reply: Reply | None, work: Coroutine[Any, A
 
 async def _tell(reply: Reply | None, error: RbeeError, closing: Closing) -> None:
     if reply is not None:
-        await reply.error(error, job_id=closing.call.job_id)
+        with suppress(TimeoutError):  # nobody reads it
+            await reply.error(error, job_id=closing.call.job_id)
 
 
 async def _stop_when_left(request: Request, running: Running) -> None:

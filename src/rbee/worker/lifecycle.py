@@ -37,7 +37,6 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
         ModelInvalidError: The model cannot be loaded.
         StartError: Something else failed before the worker was ready.
     """
-    started_s = time.monotonic()
     with _story(settings):
         narrate(
             "worker_startup",
@@ -51,8 +50,10 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
         )
         sock = _bind(settings.port)
         _start_lease(settings)
+        started_s = time.monotonic()
         address = _load(settings, engine, sink)
-    uvloop.run(_serve(settings, address, sock, sink, started_s))
+        load_s = round(time.monotonic() - started_s, 3)
+    uvloop.run(_serve(settings, address, sock, sink, load_s))
 
 
 def _load(settings: WorkerSettings, engine: Engine, sink: FileSink) -> EngineAddress:
@@ -72,7 +73,7 @@ def _load(settings: WorkerSettings, engine: Engine, sink: FileSink) -> EngineAdd
 
 
 async def _serve(
-    settings: WorkerSettings, address: EngineAddress, sock: socket.socket, sink: FileSink, started_s: float
+    settings: WorkerSettings, address: EngineAddress, sock: socket.socket, sink: FileSink, load_s: float
 ) -> None:
     stop = _stop_signal(by_hand=settings.hive_id is None)
     client, desk = EngineClient(address), Desk(settings.slots)
@@ -82,20 +83,15 @@ async def _serve(
             context_tokens = await client.context_tokens() or settings.context_tokens
             async with serving(front_app(front, settings.worker_token), sock, stop_grace_s=_CLOSE_S):
                 with _story(settings):
-                    _say_ready(settings, url_of(sock), context_tokens, started_s)
+                    _say_ready(settings, url_of(sock), context_tokens, load_s)
                 await stop.wait()
-                narrate(
-                    "worker_stopping",
-                    f"Stopping; {_requests(desk.slots_used)} may end within {DRAIN_S:g} s.",
-                    slots_used=desk.slots_used,
-                )
+                _say_stopping(desk.slots_used)
                 kept.create_task(desk.drain(DRAIN_S))
     finally:
         await client.close()
 
 
-def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, started_s: float) -> None:
-    load_s = round(time.monotonic() - started_s, 3)
+def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, load_s: float) -> None:
     narrate(
         "worker_ready",
         f"Ready: {settings.shown_model} was loaded in {load_s:.1f} s.",
@@ -105,6 +101,12 @@ def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, started_
         context_tokens=context_tokens,
         pid=os.getpid(),
     )
+
+
+def _say_stopping(slots_used: int) -> None:
+    answers = "one answer" if slots_used == 1 else f"{slots_used} answers"
+    sentence = f"Stopping; {answers} in progress may end within {DRAIN_S:g} s." if slots_used else "Stopping."
+    narrate("worker_stopping", sentence, slots_used=slots_used)
 
 
 @contextmanager
@@ -153,7 +155,3 @@ def _stop_signal(*, by_hand: bool) -> asyncio.Event:
 
 def _slots(count: int) -> str:
     return "one slot" if count == 1 else f"{count} slots"
-
-
-def _requests(count: int) -> str:
-    return "one request" if count == 1 else f"{count} requests"

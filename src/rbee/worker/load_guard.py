@@ -1,6 +1,6 @@
 """Watch over a worker that is loading its model: the engine holds up every thread of it meanwhile.
 
-Run as a process of its own. It ends with its standard input, which the worker closes (or loses) when it is done.
+Run as a process of its own. It is killed when the model is loaded, and ends with its standard input if the worker dies.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from msgspec import Struct
 
 from rbee.narration import FileSink, configure, narrate
 from rbee.processes.lease import LeaseThread
-
-END_S = 5.0
 
 
 class Guarded(Struct, frozen=True, kw_only=True):
@@ -43,9 +41,10 @@ def guarding(guarded: Guarded, stdout_fd: int) -> Iterator[None]:
     try:
         yield
     finally:
+        child.kill()  # it holds nothing, and may still be starting
+        child.wait()
         assert child.stdin is not None
         child.stdin.close()
-        child.wait(END_S)
 
 
 def main() -> None:
