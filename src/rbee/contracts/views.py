@@ -27,9 +27,9 @@ class ErrorBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     type: str
     code: str
-    param: str | None = None
-    retryable: bool = False
-    remedy: str = ""
+    param: str | None
+    retryable: bool
+    remedy: str
     worker_id: str | None = None
     exit_code: int | None = None
     signal: str | None = None

@@ -343,7 +343,7 @@ def _say_exit(
     worker_id: str, model: str | None, status: ExitStatus, last_lines: list[str], sizes: dict[str, int]
 ) -> None:
     fields: dict[str, Any] = msgspec.to_builtins(status)
-    known = {name: value for name, value in fields.items() if value not in (None, False)}
+    known = {name: value for name, value in fields.items() if value is not None and value is not False}
     is_clean = status.exit_code == 0
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
         narrate(

@@ -109,6 +109,9 @@ async def start_in_background(home: Home, screen: Screen, arguments: tuple[str, 
         child = _spawn_up(home, log, arguments)
         try:
             return await _until_ready(home, child, log, since)
+        except asyncio.CancelledError:
+            screen.say("keeper_leave", "Queen and hive go on starting in the background; `rbee down` stops them.")
+            raise
         finally:
             child.close()
     finally:
@@ -142,6 +145,8 @@ async def _until_ready(home: Home, child: Child | None, log: Path, since: int) -
         if ready is not None and (child is None or ready.pid == child.pid):
             return ready
         status = child.poll() if child else None
+        if status is not None and is_held(up_lock(home)):
+            child = status = None  # another `rbee up` was quicker: that one is waited for
         if status is not None:
             raise _failed(f"`rbee up` {status.describe()} before it was ready.", log, since)
         if child is None and not is_held(up_lock(home)):

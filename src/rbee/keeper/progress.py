@@ -49,10 +49,10 @@ class Downloads:
             self._bar = _new_bar(self._err)
             self._bar.start()
         model, fields = _model(event), _fields(event)
+        total = fields.get("total_bytes") or None
         if model not in self._tasks:
-            self._tasks[model] = self._bar.add_task(model, total=None)
-        total = fields.get("total_bytes")
-        self._bar.update(self._tasks[model], completed=fields["done_bytes"], total=total or None, refresh=True)
+            self._tasks[model] = self._bar.add_task(model, total=total)
+        self._bar.update(self._tasks[model], completed=fields["done_bytes"], total=total, refresh=True)
 
     def clear(self) -> None:
         """Take the bar off the screen, so that something else can be drawn there."""

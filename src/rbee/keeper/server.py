@@ -19,8 +19,7 @@ from rbee.contracts.views import ReadyFile
 from rbee.errors import StartError
 from rbee.keeper.local_stack import TAIL_LINES, console_script, last_lines
 from rbee.keeper.render import Screen
-
-STOP_S = 7.0
+from rbee.narration.lines import format_bracket
 
 _READY_S = 60.0
 _POLL_S = 0.02
@@ -126,12 +125,12 @@ class Server:
     async def last_words(self) -> list[str]:
         """Return the last lines the program wrote."""
         if self._drawing is None:
-            return last_lines(self.log, self._since)
+            return [_readable(line) for line in last_lines(self.log, self._since)]
         if self._process is not None and self._process.returncode is not None:
             await asyncio.wait({self._drawing}, timeout=1)
-        return list(self._tail)
+        return [_readable(line) for line in self._tail]
 
-    async def stop(self, grace_s: float = STOP_S) -> None:
+    async def stop(self, grace_s: float) -> None:
         """Ask the program to stop, kill it after `grace_s`, and return when it is gone."""
         if self._process is None:
             return
@@ -182,6 +181,12 @@ class Server:
         self._tail.append(text)
         event = _event(line)
         screen.narrate(event or {"actor": self.program, "action": "output", "message": text})
+
+
+def _readable(line: str) -> str:
+    """Return a line as a person reads it: an event in its bracket form, anything else as it is."""
+    event = _event(line.encode())
+    return line if event is None else format_bracket(event)
 
 
 def _event(line: bytes) -> dict[str, object] | None:

@@ -25,6 +25,7 @@ from rbee.keeper.strays import servers_of, stop_servers
 from rbee.processes.locks import FileLock
 
 REGISTER_S = 30.0
+STOP_S = 7.0
 
 _LOCK_S = 1.0
 _POLL_S = 0.05
@@ -52,6 +53,7 @@ async def run_stack(
     stack = Stack(settings, home, screen if is_drawn else None)
     announced = [home.ready_file(STACK), *([ready_file] if ready_file else [])]
     try:
+        home.ready_file(STACK).unlink(missing_ok=True)  # what one that was killed left behind
         stack.bind(screen)
         ready = await unless_stopped(stop, stack.start())
         for path in announced:
@@ -156,8 +158,8 @@ class Stack:
         """Stop the queen, then the hive, which stops its workers, then whatever is left. At most 15 s."""
         for sock in self._sockets:
             sock.close()
-        await self.queen.stop()
-        await self.hive.stop()
+        await self.queen.stop(STOP_S)
+        await self.hive.stop(STOP_S)
         await stop_servers(servers_of(self._home), grace_s=0.5, kill_s=0.5)
 
 

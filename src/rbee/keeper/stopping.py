@@ -11,10 +11,11 @@ from rbee.errors import InternalError
 from rbee.keeper.exit_codes import EXIT_FINE
 from rbee.keeper.local_stack import HIVE, QUEEN, STACK, up_lock
 from rbee.keeper.render import Screen
-from rbee.keeper.strays import HomeProcess, servers_of, stop_servers
+from rbee.keeper.strays import HomeProcess, servers_of, stop_servers, words_of
 from rbee.processes.locks import is_held
 from rbee.processes.procfs import read_process
 from rbee.processes.spawn import Child, adopt
+from rbee.processes.tree import find_marked
 
 DOWN_S = 15.0
 ALONE_S = 5.0
@@ -35,7 +36,7 @@ async def stop_home(home: Home, screen: Screen) -> int:
         screen.say("keeper_down", f"Nothing runs in {home.root}.")
         return EXIT_FINE
     if stack is not None:
-        await _stop_stack(stack, home)
+        await _stop_stack(stack)
     for program in (QUEEN, HIVE):  # started without `rbee up`, or left by one that was killed
         await stop_servers([left for left in servers_of(home) if left.program == program], grace_s=ALONE_S)
     alive = await stop_servers(servers_of(home), grace_s=ALONE_S)
@@ -50,26 +51,31 @@ async def stop_home(home: Home, screen: Screen) -> int:
 
 
 def _stack_of(home: Home) -> Child | None:
-    """Hold on to the live `rbee up` of a home; a stranger that has its number now is left alone."""
-    ready = read_ready_file(home.ready_file(STACK))
-    pid = ready.pid if ready is not None and is_held(up_lock(home)) else None
-    entry = read_process(pid) if pid is not None else None
-    if entry is None or entry.pid == os.getpid() or not _is_keeper(entry.pid):
-        return None
-    return adopt(entry.pid, entry.start_time)
+    """Hold on to the live `rbee up` of a home, which may still be starting.
+
+    A stranger that has its number now is left alone: the command line must fit, and for a number read off the
+    run file the home's lock must be held.
+    """
+    ready = read_ready_file(home.ready_file(STACK)) if is_held(up_lock(home)) else None
+    marked = [pid for pid, _ in find_marked("RBEE_HOME", str(home.root))]
+    for pid in [ready.pid, *marked] if ready else marked:
+        entry = read_process(pid)
+        if entry is not None and pid != os.getpid() and is_up(words_of(pid, "cmdline")):
+            return adopt(pid, entry.start_time)
+    return None
 
 
-def _is_keeper(pid: int) -> bool:
-    """Tell whether a process is `rbee up` by its command line."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = [os.path.basename(os.fsdecode(word)) for word in file.read().split(b"\0")]
-    except OSError:
-        return False
-    return "up" in words and any(word in ("rbee", "rbee-keeper", "__main__.py") for word in words)
+def is_up(words: list[str]) -> bool:
+    """Tell whether a command line is `rbee up`, with whatever options."""
+    names = [os.path.basename(word) for word in words]
+    start = next((at for at, name in enumerate(names) if name in ("rbee", "rbee-keeper")), len(names))
+    rest = words[start + 1 :]
+    while rest and rest[0].startswith("--"):
+        rest = rest[1:] if "=" in rest[0] else rest[2:]
+    return rest[:1] == ["up"]
 
 
-async def _stop_stack(stack: Child, home: Home) -> None:
+async def _stop_stack(stack: Child) -> None:
     """Ask `rbee up` to stop; kill it when it takes too long. What it held is stopped afterwards."""
     stack.send_signal(signal.SIGTERM)
     stack.send_signal(signal.SIGCONT)

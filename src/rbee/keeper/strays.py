@@ -45,14 +45,15 @@ def servers_of(home: Home) -> list[HomeProcess]:
 
 def _program(pid: int) -> str | None:
     """Return which of rbee's servers a process is, or None."""
-    for argument in _words(pid, "cmdline")[:3]:
+    for argument in words_of(pid, "cmdline")[:3]:
         name = os.path.basename(argument)
         if name in SERVERS:
             return name
-    return "worker" if any(word.startswith("RBEE_WORKER_ID=") for word in _words(pid, "environ")) else None
+    return "worker" if any(word.startswith("RBEE_WORKER_ID=") for word in words_of(pid, "environ")) else None
 
 
-def _words(pid: int, name: str) -> list[str]:
+def words_of(pid: int, name: str) -> list[str]:
+    """Return the words of a process's `cmdline` or `environ`; none when it is gone or another user's."""
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")]

@@ -6,13 +6,14 @@ from rbee.processes.capture import (
     CapturedProcess,
     ProcessNarrationCapture,
 )
+from rbee.processes.child import Child, ExitStatus, adopt
 from rbee.processes.environment import child_environment
 from rbee.processes.follower import FileFollower, Loss, Stretch
 from rbee.processes.lease import LeaseThread
 from rbee.processes.linux import require_linux
 from rbee.processes.locks import FileLock, is_held
 from rbee.processes.procfs import machine_boot_id
-from rbee.processes.spawn import Child, ExitStatus, ProcessSpec, adopt, spawn
+from rbee.processes.spawn import ProcessSpec, spawn
 from rbee.processes.tree import StopReport, find_marked, stop_tree
 from rbee.processes.watch import FileWatch
 

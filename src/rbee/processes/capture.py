@@ -19,10 +19,11 @@ from msgspec import Struct
 from rbee.contracts.events import decode_source_line
 from rbee.contracts.stretches import Piece, split
 from rbee.narration import parse_bracket
+from rbee.processes.child import Child, ExitStatus
 from rbee.processes.follower import CHUNK_BYTES, FileFollower
 from rbee.processes.linux import require_linux
 from rbee.processes.procfs import Marker
-from rbee.processes.spawn import Child, ExitStatus, ProcessSpec, spawn
+from rbee.processes.spawn import ProcessSpec, spawn
 from rbee.processes.tree import StopReport, stop_tree
 from rbee.processes.watch import FileWatch
 

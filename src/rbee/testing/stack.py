@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from typing import Any, Self
 from msgspec import Struct
 
 from rbee.client import JobClient
+from rbee.contracts.home import read_ready_file
 from rbee.contracts.operations import Operation
 from rbee.errors import StartError
 from rbee.processes import (
@@ -30,6 +31,8 @@ from rbee.processes import (
 READY_S = 30.0
 FINISH_S = 90.0
 GRACE_S = 10.0
+POLL_S = 0.02
+ONE_THREAD = "[worker]\nthreads = 1\n"
 LOG_TAIL_BYTES = 20_000
 PASSED_ON = (
     "PATH",
@@ -93,7 +96,10 @@ class LocalStack:
     Args:
         models: Directory of model files to share (RBEE_MODELS); the home's own when None.
         env: More environment for every program of the stack, such as settings (`RBEE_HIVE_TIMEOUT_S`).
+        with_queen: Start a queen; without one, the home is empty.
         with_hive: Start a hive as well.
+        config: What the home's rbee.toml says. By default workers compute with one thread, so that several
+            stacks can run beside each other.
 
     Example:
         ```python
@@ -104,10 +110,18 @@ class LocalStack:
     """
 
     def __init__(
-        self, *, models: Path | None = None, env: Mapping[str, str] | None = None, with_hive: bool = True
+        self,
+        *,
+        models: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        with_queen: bool = True,
+        with_hive: bool = True,
+        config: str = ONE_THREAD,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="rbee-test-"))
+        (self.home / "rbee.toml").write_text(config, "utf-8")
         self.env = self._environment(models, env or {})
+        self.with_queen = with_queen
         self.with_hive = with_hive
         self.queen: Running | None = None
         self.hive: Running | None = None
@@ -132,8 +146,9 @@ class LocalStack:
         """Start the programs; ready when this returns."""
         self._guardian = _start_guardian(self.home)
         try:
-            await self.start_queen()
-            if self.with_hive:
+            if self.with_queen:
+                await self.start_queen()
+            if self.with_queen and self.with_hive:
                 await self.start_hive()
                 await self.until_hive_is_live()
         except BaseException as error:
@@ -160,6 +175,15 @@ class LocalStack:
         self.hive = await self._start("rbee-hive", ["--port", "0", "--queen-url", self.url], "hive_ready")
         return self.hive
 
+    async def start_up(self, *arguments: str) -> Running:
+        """Start `rbee up` in the foreground, on free ports; ready when this returns."""
+        ports = ["--queen-port", "0", "--hive-port", "0"]
+        up = await self._start("rbee", ["up", *ports, *arguments], "keeper_ready")
+        ready = read_ready_file(self.home / "run" / "rbee.json")
+        assert ready is not None
+        up.url = ready.url
+        return up
+
     async def _start(self, program: str, arguments: Sequence[str], ready_action: str) -> Running:
         directory = self.home / "test-logs" / f"{program}-{len(self._programs)}"
         capture = ProcessNarrationCapture(directory=directory, env=self.env, marker=("RBEE_HOME", str(self.home)))
@@ -169,7 +193,7 @@ class LocalStack:
         async with asyncio.timeout(READY_S):
             async for item in process.events():
                 if isinstance(item, CapturedEvent) and item.event["action"] == ready_action:
-                    running.url = item.event["fields"]["url"]
+                    running.url = item.event.get("fields", {}).get("url", "")
                     return running
         raise StartError(f"{program} ended before it was ready.\n{running.printed()}")
 
@@ -180,7 +204,18 @@ class LocalStack:
                 live = [hive for hive in await client.hives() if hive.state == "live"]
                 if live:
                     return live[0].hive_id
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(POLL_S)
+
+    @staticmethod
+    async def until(holds: Callable[[], bool]) -> None:
+        """Look again and again until something holds that nobody announces, such as the end of strangers.
+
+        Raises:
+            TimeoutError: It does not hold after 30 s.
+        """
+        async with asyncio.timeout(READY_S):
+            while not holds():  # noqa: ASYNC110  # /proc tells nobody
+                await asyncio.sleep(POLL_S)
 
     def client(self, correlation_id: str | None = None) -> JobClient:
         """Return a client of the queen; use it as a context manager."""
@@ -201,11 +236,14 @@ class LocalStack:
         self, *arguments: str, stdin: str | None = None, env: Mapping[str, str] | None = None
     ) -> Finished:
         """Run `rbee` with these arguments to its end."""
-        async with self.keeper_process(*arguments, has_stdin=stdin is not None, env=env) as process:
-            async with asyncio.timeout(FINISH_S):
-                out, err = await process.communicate(None if stdin is None else stdin.encode())
-            assert process.returncode is not None
-            return Finished(process.returncode, out.decode(), err.decode())
+        has_stdin = stdin is not None
+        async with self.keeper_process(*arguments, has_stdin=has_stdin, env=env) as process:
+            return await _finish(process, stdin)
+
+    async def program(self, name: str, *arguments: str) -> Finished:
+        """Run another program of rbee to its end."""
+        async with self._process(name, arguments, self.env, has_stdin=False) as process:
+            return await _finish(process, None)
 
     @contextlib.asynccontextmanager
     async def keeper_process(
@@ -215,13 +253,20 @@ class LocalStack:
         given = {**self.env, **(env or {})}
         if self.queen is not None:
             given.setdefault("RBEE_QUEEN_URL", self.url)
+        async with self._process("rbee", arguments, given, has_stdin=has_stdin) as process:
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def _process(
+        self, name: str, arguments: Sequence[str], env: Mapping[str, str], *, has_stdin: bool
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
         process = await asyncio.create_subprocess_exec(
-            console_script("rbee"),
+            console_script(name),
             *arguments,
             stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=given,
+            env=env,
         )
         try:
             yield process
@@ -247,6 +292,13 @@ class LocalStack:
         if self._guardian is not None and self._guardian.stdin is not None:
             self._guardian.stdin.close()
             await asyncio.to_thread(self._guardian.wait)
+
+
+async def _finish(process: asyncio.subprocess.Process, stdin: str | None) -> Finished:
+    async with asyncio.timeout(FINISH_S):
+        out, err = await process.communicate(None if stdin is None else stdin.encode())
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
 
 
 def _start_guardian(home: Path) -> subprocess.Popen[bytes]:

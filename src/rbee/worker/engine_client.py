@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ ENGINE_SILENCE_S = 3600.0
 CONNECT_S = 10.0
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
+_LONG_BODY_BYTES = 512 * 1024
 
 
 class EngineClient:
@@ -65,7 +67,7 @@ class EngineClient:
     @asynccontextmanager
     async def _asked(self, method: str, path: str, body: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
-            async with self._session.request(method, path, data=body) as response:
+            async with self._session.request(method, path, data=_payload(body)) as response:
                 try:
                     if response.status >= 400:
                         raise await _refusal(response)
@@ -76,6 +78,11 @@ class EngineClient:
             raise WorkerError("The engine was silent for too long.") from error
         except aiohttp.ClientError as error:
             raise WorkerError(f"The engine broke off: {str(error) or type(error).__name__}.") from error
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Give a long body to be sent in pieces: in one it would hold up the event loop."""
+    return body if body is None or len(body) < _LONG_BODY_BYTES else io.BytesIO(body)
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> RbeeError:

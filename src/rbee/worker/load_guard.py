@@ -1,6 +1,7 @@
 """Watch over a worker that is loading its model: the engine holds up every thread of it meanwhile.
 
-Run as a process of its own. It is killed when the model is loaded, and ends with its standard input if the worker dies.
+Run as a process of its own. It is killed when the model is loaded, and ends with its standard input if the worker
+dies.
 """
 
 from __future__ import annotations

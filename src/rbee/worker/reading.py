@@ -33,8 +33,7 @@ async def read_answer(engine: EngineClient, dialect: Dialect, body: bytes, tally
                 if data == DONE:
                     return
                 chunk = decode_chunk(data)
-                tally.observe(chunk)
-                _hand_on(take, data, chunk)
+                _count_and_hand_on(chunk, data, tally, take)
                 if chunk.get("type") in dialect.last_types:
                     return
     raise broken_off()
@@ -65,7 +64,7 @@ def observe_frames(whole: bytes, tally: Tally) -> None:
     """
     for data in frames_data(whole):
         if data != DONE:
-            tally.observe(decode_chunk(data))
+            _count_and_hand_on(decode_chunk(data), data, tally)
 
 
 def broken_off() -> RbeeError:
@@ -73,8 +72,10 @@ def broken_off() -> RbeeError:
     return WorkerError("The engine broke off its answer.")
 
 
-def _hand_on(take: Take, data: bytes, chunk: Chunk) -> None:
+def _count_and_hand_on(chunk: Chunk, data: bytes, tally: Tally, take: Take | None = None) -> None:
     try:
-        take(data, chunk)
+        tally.observe(chunk)
+        if take is not None:
+            take(data, chunk)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WorkerError("The engine sent a chunk of an unknown form.") from error

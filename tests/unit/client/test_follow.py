@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
+from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 from rbee.client.follow import LogFollower
 from rbee.errors import AuthenticationError, GoneError, InternalError, NotFoundError, RbeeError, UnavailableError

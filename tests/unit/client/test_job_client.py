@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
+from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 from rbee.client import JobClient
 from rbee.contracts.operations import Infer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from aiohttp import web
 
 JOB_ID = "job-01hzzzzzzzzzzzzzzzzzzzzzzz"
 Step = dict[str, Any] | Callable[[], None] | str
-"""An event; something to do at that point; or `cut` (break the connection), `wait` (until the job is cancelled)."""
+"""An event; something to do at that point; `cut` (break the connection); `wait` (until the job is cancelled)."""
 
 
 def narration(action: str, message: str, **more: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class SmallQueen:
         self.submitted: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.cancelled: list[str] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []
         self._steps = list(steps)
         self._log: list[bytes] = []
         self._is_cancelled = asyncio.Event()
@@ -48,7 +48,7 @@ class SmallQueen:
         """Accept the job."""
         self.submitted.append(msgspec.json.decode(await request.read()))
         self.keys.append(request.headers.get("Idempotency-Key"))
-        self.headers.append(dict(request.headers))
+        self.headers.append(request.headers)
         accepted = {"job_id": JOB_ID, "state": "queued", "stream_url": "", "correlation_id": "c"}
         return web.json_response(accepted, status=202)
 
@@ -114,23 +114,13 @@ class SmallQueen:
         ]
 
 
+_EMPTY = "reason message phase queue_position progress model hive_id worker_id parent_job_id result error"
+
+
 def job_view(**more: Any) -> dict[str, Any]:
     """Make a job as a queen shows it."""
-    empty = [
-        "reason",
-        "message",
-        "phase",
-        "queue_position",
-        "progress",
-        "model",
-        "hive_id",
-        "worker_id",
-        "parent_job_id",
-        "result",
-        "error",
-    ]
     return {
-        **dict.fromkeys([*empty, "started_at", "ended_at"]),
+        **dict.fromkeys([*_EMPTY.split(), "started_at", "ended_at"]),
         "job_id": JOB_ID,
         "operation": "infer",
         "state": "running",

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from small_queen import JOB_ID, small_queen
+from tests.unit.keeper.small_queen import JOB_ID, small_queen
 
 from rbee.keeper.cli import hoisted, main
 

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from small_queen import JOB_ID, SmallQueen, end, narration, small_queen, token
+from tests.unit.keeper.small_queen import JOB_ID, SmallQueen, end, narration, small_queen, token
 
 from rbee.keeper.cli import main
 

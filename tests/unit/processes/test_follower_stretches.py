@@ -93,8 +93,9 @@ def test_follower_and_receiver_cut_as_if_all_had_come_at_once(
                     return
                 assert stretch.offset == offset
                 found = split(stretch.data, offset=offset, part=part, final=True)
-                if len(stretch.data) > max_bytes and not forgetful:
-                    assert len(found.pieces) == 1
+                if not forgetful:
+                    assert stretch.part == part
+                    assert len(found.pieces) == 1 or len(stretch.data) <= max_bytes
                 received.extend(found.pieces)
                 offset, part = found.offset, found.part
                 if forgetful:
@@ -148,6 +149,18 @@ def test_stretch_of_a_long_token_line_holds_that_line_alone(tmp_path: Path) -> N
     path.write_bytes(b"before\n" + token + b"after\n")
     reader = FileFollower(path)
     assert [reader.read(64 * 1024).data for _ in range(3)] == [b"before\n", token, b"after\n"]
+    reader.close()
+
+
+def test_token_line_behind_the_last_part_of_a_long_line_is_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    long, token = b"x" * (MAX_LINE_BYTES + 1), TOKEN_PREFIX.ljust(MAX_LINE_BYTES + 100, b"t")
+    path.write_bytes(long)
+    reader = FileFollower(path)
+    assert (len(reader.read(64 * 1024).data), reader.part) == (MAX_LINE_BYTES, 1)
+    with path.open("ab") as file:
+        file.write(b"\n" + token)
+    assert (reader.read(64 * 1024).data, reader.part) == (b"x\n", 0)
     reader.close()
 
 
