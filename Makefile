@@ -4,7 +4,7 @@ PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one sentence.
 export PYTHON PROMPT
 
-.PHONY: setup setup-dev infer up down test check bench clean
+.PHONY: setup setup-dev infer up down test check clean
 
 setup:
 	@scripts/setup
@@ -26,9 +26,6 @@ test: setup-dev
 
 check: setup-dev
 	@scripts/check
-
-bench: setup-dev
-	@.venv/bin/python -m benchmarks
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -159,7 +159,7 @@ async def test_delete_stops_a_kept_answer_and_frees_its_slot(
         body = {"messages": HELLO, "max_tokens": 400, "ignore_eos": True}
         async with session.post(CHAT, json=body, headers=headers) as response:
             assert response.status == 202
-        await worker.until(lambda job_id=job_id: bool(worker.about(job_id)))
+        await worker.has_begun(job_id)
         async with session.delete(f"/requests/{job_id}.1") as response:
             assert response.status == 202
         fields = (await worker.closing(job_id))["fields"]

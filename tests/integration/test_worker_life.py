@@ -151,12 +151,25 @@ async def test_stop_while_answering_tells_the_end_and_exits_with_0(
         body = {"messages": HELLO, "max_tokens": 8000, "ignore_eos": True}
         async with session.post(CHAT, json=body, headers=headers) as response:
             assert response.status == 202
-        await worker.until(lambda: bool(worker.about(JOB_ID)))
+        await worker.has_begun(JOB_ID)
         worker.process.terminate()
         assert await worker.end() == 0
     fields = (await worker.closing(JOB_ID))["fields"]
     assert (fields["outcome"], fields["error"]["code"]) == ("failed", "worker_lost")
     assert worker.lines()[-1]["action"] == "worker_inference"
+
+
+async def test_stop_lets_a_stream_end(start: Start, tmp_path: Path, model: str) -> None:
+    """An answer in progress is sent whole, nobody new is let in, and the worker ends with 0."""
+    worker = start(tmp_path, "--model", model, "--slots", "1")
+    body = {"messages": HELLO, "max_tokens": 60, "ignore_eos": True, "stream": True}
+    async with await worker.session() as session, session.post(CHAT, json=body) as response:
+        await response.content.readany()
+        worker.process.terminate()
+        await worker.until(lambda: bool(worker.said("worker_stopping")))
+        assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
+    assert await worker.end() == 0
+    assert worker.lines()[-1]["fields"]["outcome"] == "completed"
 
 
 async def test_killed_worker_leaves_nothing_and_its_place_can_be_taken(

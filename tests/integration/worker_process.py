@@ -65,6 +65,10 @@ class WorkerProcess:
             while not is_so():  # noqa: ASYNC110  # what is waited for stands in a file
                 await asyncio.sleep(0.005)
 
+    async def has_begun(self, job_id: str) -> None:
+        """Wait until the worker has said something about a job."""
+        await self.until(lambda: bool(self.about(job_id)))
+
     async def closing(self, job_id: str) -> dict[str, Any]:
         """Wait for the one closing line of a job."""
 

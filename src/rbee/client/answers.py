@@ -6,8 +6,8 @@ import os
 
 import msgspec
 from aiohttp import ClientResponse
+from msgspec import Struct
 
-from rbee.contracts.views import ErrorAnswer
 from rbee.errors import (
     AuthenticationError,
     ForbiddenError,
@@ -36,7 +36,24 @@ _BY_STATUS: dict[int, type[RbeeError]] = {
     )
 } | {502: UnavailableError, 503: UnavailableError, 504: UnavailableError}
 
-_decoder = msgspec.json.Decoder(ErrorAnswer)
+
+class _Said(Struct):
+    """What of `ErrorBody` the client uses; a server of another version may say less."""
+
+    message: str
+    code: str = ""
+    param: str | None = None
+    retryable: bool = False
+    remedy: str = ""
+
+
+class _Answer(Struct):
+    error: _Said
+    job_id: str | None = None
+    correlation_id: str | None = None
+
+
+_decoder = msgspec.json.Decoder(_Answer)
 
 
 async def error_of(response: ClientResponse) -> RbeeError:
@@ -77,7 +94,7 @@ def error_from(status: int, body: bytes, *, url: str, retry_after: str | None = 
         remedy=said.remedy or None,
         param=said.param,
         retry_after_s=retry_after_s,
-        code=said.code,
+        code=said.code or None,
         details={
             key: value
             for key, value in (("job_id", answer.job_id), ("correlation_id", answer.correlation_id))

@@ -13,8 +13,7 @@ from rbee.contracts.views import ReadyFile
 from rbee.errors import StartError, UnavailableError
 from rbee.keeper.render import Screen
 from rbee.keeper.settings import KeeperSettings
-from rbee.processes.locks import FileLock, is_held
-from rbee.processes.spawn import Child, ProcessSpec, spawn
+from rbee.processes import Child, FileLock, ProcessSpec, is_held, spawn
 
 QUEEN = "queen-rbee"
 HIVE = "rbee-hive"

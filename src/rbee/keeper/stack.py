@@ -22,7 +22,7 @@ from rbee.keeper.running import Interrupted, unless_stopped
 from rbee.keeper.server import Server
 from rbee.keeper.settings import HIVE_PORT, QUEEN_PORT, KeeperSettings
 from rbee.keeper.strays import servers_of, stop_servers
-from rbee.processes.locks import FileLock
+from rbee.processes import FileLock
 
 REGISTER_S = 30.0
 STOP_S = 7.0

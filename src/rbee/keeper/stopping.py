@@ -12,10 +12,8 @@ from rbee.keeper.exit_codes import EXIT_FINE
 from rbee.keeper.local_stack import HIVE, QUEEN, STACK, up_lock
 from rbee.keeper.render import Screen
 from rbee.keeper.strays import HomeProcess, servers_of, stop_servers, words_of
-from rbee.processes.locks import is_held
+from rbee.processes import Child, adopt, find_marked, is_held
 from rbee.processes.procfs import read_process
-from rbee.processes.spawn import Child, adopt
-from rbee.processes.tree import find_marked
 
 DOWN_S = 15.0
 ALONE_S = 5.0

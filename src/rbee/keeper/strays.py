@@ -9,8 +9,7 @@ from msgspec import Struct
 
 from rbee.contracts.home import Home
 from rbee.errors import InternalError
-from rbee.processes.spawn import adopt
-from rbee.processes.tree import find_marked, stop_tree
+from rbee.processes import adopt, find_marked, stop_tree
 
 SERVERS = ("queen-rbee", "rbee-hive", "llama-worker-rbee")
 

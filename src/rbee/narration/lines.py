@@ -41,80 +41,80 @@ class Narration(Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
+# The words of an event, and how many characters of each are left when it is too long.
+_WORDS = {
+    "actor": 64,
+    "action": 128,
+    "message": 2048,
+    "job_id": 128,
+    "correlation_id": 128,
+    "hive_id": 128,
+    "worker_id": 128,
+    "model": 512,
+}
 
 
 def encode_narration(narration: Narration) -> bytes:
     """Encode an event as one line without a newline, redacted, at most 16 KiB. Never raises."""
     try:
         line = _encoder.encode(narration)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
+    except Exception:  # noqa: BLE001  # a field's own `__repr__` may raise anything
         line = _encoder.encode(_plain(narration))
-    line = redact(line)
-    return line if len(line) < MAX_LINE_BYTES else _shortened(narration, len(line))
+    size = len(line)
+    if size < MAX_LINE_BYTES:
+        line = redact(line)
+        if len(line) < MAX_LINE_BYTES:  # a mask may be longer than what it hides
+            return line
+    return redact(_encoder.encode(_shortened(narration, size)))
 
 
 def _plain(narration: Narration) -> Narration:
-    """Keep the words, turn what cannot be encoded into text."""
-    fields = {_text(key): _text_of(value) for key, value in (narration.fields or {}).items()}
-    words = {
-        name: _text(value)
-        for name in (
-            "actor",
-            "action",
-            "message",
-            "job_id",
-            "correlation_id",
-            "hive_id",
-            "worker_id",
-            "model",
-        )
-        if isinstance(value := getattr(narration, name), str)
-    }
+    """Keep the words and what can be encoded; turn the rest into text."""
+    words = {name: _text(value) for name in _WORDS if isinstance(value := getattr(narration, name), str)}
+    fields = {_text(key): _encodable(value) for key, value in (narration.fields or {}).items()}
     return msgspec.structs.replace(narration, fields=fields or None, **words)
 
 
-def _text(value: object) -> str:
-    return str(value).encode("utf-8", "replace").decode()
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()
+
+
+def _encodable(value: object) -> object:
+    try:
+        return msgspec.Raw(_encoder.encode(value))
+    except Exception:  # noqa: BLE001  # as above
+        return _text_of(value)
 
 
 def _text_of(value: object) -> str:
     try:
         return _text(repr(value))[:500]
-    except Exception:  # noqa: BLE001  # somebody's __repr__; narration never raises
+    except Exception:  # noqa: BLE001  # as above
         return f"<{type(value).__name__}>"
 
 
-def _shortened(narration: Narration, size: int) -> bytes:
-    """Cut the sentence and drop the fields of an event that is too long, and say so in it."""
-    room = MAX_LINE_BYTES // 8
-    short = msgspec.structs.replace(
-        narration,
-        actor=_text(narration.actor)[:64],
-        action=_text(narration.action)[:128],
-        message=_text(narration.message)[:room],
-        job_id=_cut(narration.job_id),
-        correlation_id=_cut(narration.correlation_id),
-        hive_id=_cut(narration.hive_id),
-        worker_id=_cut(narration.worker_id),
-        model=_cut(narration.model),
-        fields={"shortened_from_bytes": size},
-    )
-    return redact(_encoder.encode(short))
+def _shortened(narration: Narration, size: int) -> Narration:
+    """Cut the words and drop the fields of an event that is too long, and say so in it."""
+    words = {name: _cut(value, limit) for name, limit in _WORDS.items() if (value := getattr(narration, name))}
+    return msgspec.structs.replace(narration, fields={"shortened_from_bytes": size}, **words)
 
 
-def _cut(text: str | None) -> str | None:
-    return text if text is None else _text(text)[:256]
+def _cut(value: object, limit: int) -> str:
+    """Return the first `limit` characters, none of which takes more than 4 bytes once encoded."""
+    return plain_text(_text(value if isinstance(value, str) else _text_of(value))[:limit])
 
 
 def plain_text(text: str) -> str:
-    """Return text without control characters and escape sequences, safe to draw on a terminal."""
+    """Return text without control characters (but tab and newline) and escape sequences, safe to draw."""
     return _CONTROL.sub("", text)
 
 
 def format_bracket(event: dict[str, Any]) -> str:
     """Draw an event for a person: `[worker    ] worker_ready: Model loaded`."""
-    message = plain_text(str(event.get("message", ""))).replace("\n", " ")
-    return f"[{plain_text(str(event.get('actor', ''))):<10}] {plain_text(str(event.get('action', '')))}: {message}"
+    actor, action, message = (
+        plain_text(str(event.get(name) or "")).replace("\n", " ") for name in ("actor", "action", "message")
+    )
+    return f"[{actor:<10}] {action}: {message}"
 
 
 def parse_bracket(line: bytes) -> tuple[str, str, str] | None:

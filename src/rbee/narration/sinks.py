@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from typing import Any, Protocol
 
@@ -20,14 +21,15 @@ class FileSink:
     """Writes each line with one `write` to a file descriptor.
 
     After a short or failed write the next line begins with a newline, so that what was cut off spoils one
-    line and no more; `lost_lines` counts what did not get through whole.
+    line and no more; `lost_lines` counts what did not get through whole. A descriptor that blocks when it is
+    full makes the speaker wait: see `unblocked`.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.lost_lines = 0
         self._torn = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or finalizer may speak in the middle of a write
 
     def write(self, line: bytes) -> None:
         """Write one line; see the class for what happens when that fails."""
@@ -84,6 +86,22 @@ class TerminalSink:
         self._file.write(format_bracket(msgspec.json.decode(line)).encode("utf-8", "replace"))
 
 
-def server_sink() -> Sink:
-    """Return where a server speaks: stdout, as JSON lines, drawn when it is a terminal."""
-    return TerminalSink(1) if os.isatty(1) else FileSink(1)
+def unblocked(fd: int) -> int:
+    """Return a descriptor of the same pipe or terminal on which a write never waits for the reader.
+
+    The file is opened anew, because the flag that says so is shared with every process that has `fd`. What
+    cannot be opened anew (a socket) and what never waits (a file) is returned as it is.
+    """
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return fd
+    try:
+        return os.open(f"/dev/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return fd
+
+
+def server_sink(fd: int = 1) -> Sink:
+    """Return where a server speaks: stdout, as JSON lines, drawn when it is a terminal. A full one loses lines."""
+    free = unblocked(fd)
+    return TerminalSink(free) if os.isatty(fd) else FileSink(free)

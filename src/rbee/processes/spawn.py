@@ -12,9 +12,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from rbee.errors import StartError
-from rbee.processes.child import Child
+from rbee.processes.child import Child, ExitStatus, adopt
 from rbee.processes.linux import require_linux
 from rbee.processes.procfs import read_process
+
+__all__ = ["Child", "ExitStatus", "ProcessSpec", "adopt", "spawn"]
 
 
 class ProcessSpec(Struct, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ from rbee.keeper.local_stack import (
 )
 from rbee.keeper.render import Screen
 from rbee.keeper.settings import KeeperSettings
-from rbee.processes.tree import find_marked
+from rbee.processes import find_marked
 
 _UP = """#!{python}
 import json, os, pathlib, signal, sys

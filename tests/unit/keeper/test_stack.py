@@ -23,7 +23,7 @@ from rbee.keeper.render import Screen
 from rbee.keeper.settings import KeeperSettings
 from rbee.keeper.stack import run_stack
 from rbee.keeper.strays import servers_of
-from rbee.processes.locks import is_held
+from rbee.processes import is_held
 
 
 @pytest.fixture(autouse=True)

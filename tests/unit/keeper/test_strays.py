@@ -16,7 +16,7 @@ from rbee.keeper.local_stack import up_lock
 from rbee.keeper.render import Screen
 from rbee.keeper.stopping import is_up, stop_home
 from rbee.keeper.strays import HomeProcess, servers_of
-from rbee.processes.locks import FileLock
+from rbee.processes import FileLock
 from rbee.processes.procfs import read_process
 
 _SLEEPER = "import signal\nprint('here', flush=True)\nsignal.pause()\n"
