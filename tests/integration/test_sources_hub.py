@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from local_hub import LocalHub, Steps, serving
+from tests.integration.local_hub import LocalHub, Steps, serving
 
 from rbee.errors import (
     DownloadFailedError,

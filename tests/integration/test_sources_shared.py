@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_hub import LocalHub, Steps, serving
+from tests.integration.local_hub import LocalHub, Steps, serving
 
 from rbee.errors import DownloadFailedError
 from rbee.hive.models import ModelStore

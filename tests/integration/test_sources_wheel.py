@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local_hub import Steps
+from tests.integration.local_hub import Steps
 
 from rbee.contracts.models import KNOWN_MODELS, KnownModel
 from rbee.errors import DownloadFailedError, ModelInvalidError

@@ -161,8 +161,8 @@ async def test_stop_while_answering_tells_the_end_and_exits_with_0(
 
 async def test_stop_lets_a_stream_end(start: Start, tmp_path: Path, model: str) -> None:
     """An answer in progress is sent whole, nobody new is let in, and the worker ends with 0."""
-    worker = start(tmp_path, "--model", model, "--slots", "1")
-    body = {"messages": HELLO, "max_tokens": 60, "ignore_eos": True, "stream": True}
+    worker = start(tmp_path, "--model", model, "--slots", "1", "--threads", "1")
+    body = {"messages": HELLO, "max_tokens": 5, "ignore_eos": True, "stream": True}
     async with await worker.session() as session, session.post(CHAT, json=body) as response:
         await response.content.readany()
         worker.process.terminate()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -12,18 +10,13 @@ import aiohttp
 import msgspec
 
 from rbee.client.answers import error_of, reason_of
-from rbee.client.retry import reconnect_s
+from rbee.client.contact import BROKEN, GIVE_UP_S, Contact, OnContact
 from rbee.client.sse import SseEvent, SseParser
 from rbee.errors import InternalError, RbeeError, UnavailableError
 
 IDLE_S = 30.0
-GIVE_UP_S = 120.0
 CONNECT_S = 10.0
 
-OnContact = Callable[[bool, str], None]
-"""Told `(False, why)` once when the server stays away, and `(True, "")` once when it is back."""
-
-_Broken = (aiohttp.ClientError, TimeoutError, OSError)
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -39,6 +32,7 @@ class LogFollower:
         idle_s: A connection that is silent for so long counts as broken (servers comment every 10 s).
         give_up_s: How long to go on without any sign of life.
         on_contact: Told when the server is away and when it is back.
+        find_url: Asked for the stream's address again when nobody listens at the one that is known.
     """
 
     def __init__(
@@ -52,18 +46,16 @@ class LogFollower:
         idle_s: float = IDLE_S,
         give_up_s: float = GIVE_UP_S,
         on_contact: OnContact | None = None,
+        find_url: Callable[[], str] | None = None,
     ) -> None:
         self.last_seq = after
         self._session = session
         self._url = url
         self._headers = dict(headers or {})
         self._any_first = from_oldest and after == 0
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=idle_s)
-        self._give_up_s = give_up_s
-        self._on_contact = on_contact
-        self._attempt = 0
-        self._told_away = False
-        self._contact_at = 0.0
+        self._timeout = only_idle(idle_s)
+        self._contact = Contact(give_up_s=give_up_s, on_contact=on_contact)
+        self._find_url = find_url
         self._said_bye = False
         self._parser = SseParser()
 
@@ -77,13 +69,13 @@ class LogFollower:
             InternalError: The log has a hole.
             UnavailableError: No sign of life for `give_up_s`.
         """
-        self._contact_at = asyncio.get_running_loop().time()
+        self._contact.heard()
         while True:
             why = "the stream ended"
             try:
                 async with self._connect() as response:
                     if response.status == 204:
-                        self._contact()
+                        self._contact.heard()
                         return
                     await _accept(response)
                     async for chunk in response.content.iter_any():
@@ -93,8 +85,9 @@ class LogFollower:
                                 return
                         if self._said_bye:
                             break
-            except _Broken as error:
+            except BROKEN as error:
                 why = reason_of(error)
+                self._look_again(error)
             except RbeeError as error:
                 if not error.retryable:
                     raise
@@ -111,7 +104,7 @@ class LogFollower:
 
     def _events_in(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         """Yield the new events that a chunk completes, one at a time, so that `last_seq` is never ahead."""
-        self._contact()
+        self._contact.heard()
         for event in self._parser.feed(chunk):
             if event.event == "bye":
                 self._said_bye = True
@@ -139,31 +132,24 @@ class LogFollower:
         self.last_seq = seq
         return decoded
 
-    def _contact(self) -> None:
-        """Note a sign of life."""
-        self._contact_at = asyncio.get_running_loop().time()
-        self._attempt = 0
-        if self._told_away:
-            self._told_away = False
-            if self._on_contact is not None:
-                self._on_contact(True, "")
+    def _look_again(self, error: BaseException) -> None:
+        """Where nobody listens any more, look for where the stream is now."""
+        if isinstance(error, aiohttp.ClientConnectorError) and self._find_url is not None:
+            self._url = self._find_url()
 
     async def _wait(self, why: str) -> None:
-        """Wait before the next connection; tell after the second failure, give up when it takes too long."""
-        left_s = self._contact_at + self._give_up_s - asyncio.get_running_loop().time()
-        if left_s <= 0:
+        """Wait before the next connection."""
+        asked_s = None if self._parser.retry_ms is None else self._parser.retry_ms / 1000
+        if not await self._contact.wait(why, asked_s=asked_s):
             raise UnavailableError(
-                f"Nothing was heard from {self._url} for {self._give_up_s:g} s: {why}.",
+                f"Nothing was heard from {self._url} for {self._contact.give_up_s:g} s: {why}.",
                 remedy="See whether it runs (rbee status); a job goes on meanwhile (rbee jobs follow).",
             )
-        if self._attempt == 1 and not self._told_away:
-            self._told_away = True
-            if self._on_contact is not None:
-                self._on_contact(False, why)
-        asked_s = None if self._parser.retry_ms is None else self._parser.retry_ms / 1000
-        delay_s = reconnect_s(self._attempt, asked_s=asked_s, jitter=random.random())
-        self._attempt += 1
-        await asyncio.sleep(min(delay_s, left_s))
+
+
+def only_idle(idle_s: float) -> aiohttp.ClientTimeout:
+    """Return the timeouts of every request: to connect, and of silence; none of the whole."""
+    return aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_connect=CONNECT_S, sock_read=idle_s)
 
 
 async def _accept(response: aiohttp.ClientResponse) -> None:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import msgspec
 
-from rbee.client.answers import error_of, read_bounded, unreachable
-from rbee.client.follow import CONNECT_S, GIVE_UP_S, IDLE_S, LogFollower, OnContact
+from rbee.client.answers import unreachable
+from rbee.client.calls import Call, insist, send
+from rbee.client.contact import BROKEN, GIVE_UP_S, Contact, OnContact
+from rbee.client.follow import IDLE_S, LogFollower, only_idle
+from rbee.client.place import FindUrl, Place, job_path, with_query
 from rbee.contracts.events import encode_json
 from rbee.contracts.ids import new_correlation_id
 from rbee.contracts.operations import Operation
 from rbee.contracts.views import Accepted, HiveView, JobView, Page, Status, WorkerView
-from rbee.errors import ConfigurationError, InternalError
+from rbee.errors import InternalError
 
 T = TypeVar("T")
-
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class JobClient:
     """Talks to one queen; use it as an asynchronous context manager.
+
+    Only silence is a timeout; nothing limits how long an answer or a log takes. What is submitted or cancelled
+    is asked again when the connection breaks, and a log is followed on when the queen comes back.
 
     Args:
         base_url: Where the queen listens, such as `http://127.0.0.1:8500`.
@@ -33,8 +37,12 @@ class JobClient:
         correlation_id: Sent with every request; made when it is not given.
         session: A session to use instead of an own one; it is not closed here.
         idle_s: How long a connection may be silent.
-        give_up_s: How long following a log goes on without a sign of life.
-        on_contact: Told when a followed queen is away, and when it is back.
+        give_up_s: How long submitting, cancelling and following go on without a sign of life.
+        on_contact: Told when the queen is away meanwhile, and when she is back.
+        find_url: Asked where the queen is now when nobody listens at `base_url` any more.
+
+    Raises:
+        ConfigurationError: `base_url` is no address.
     """
 
     def __init__(
@@ -47,10 +55,11 @@ class JobClient:
         idle_s: float = IDLE_S,
         give_up_s: float = GIVE_UP_S,
         on_contact: OnContact | None = None,
+        find_url: FindUrl | None = None,
     ) -> None:
-        self.base_url = checked_url(base_url)
         self.correlation_id = correlation_id or new_correlation_id()
         self.on_contact = on_contact
+        self._place = Place(base_url, find_url)
         self._given = session
         self._own: aiohttp.ClientSession | None = None
         self._idle_s = idle_s
@@ -59,10 +68,16 @@ class JobClient:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
+    @property
+    def base_url(self) -> str:
+        """Where the queen was last."""
+        return self._place.url
+
     async def __aenter__(self) -> Self:
         """Open the session."""
         if self._given is None:
-            self._own = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+            connector = aiohttp.TCPConnector(limit=0)  # or the 101st log that is followed waits for an end
+            self._own = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self
 
     async def __aexit__(
@@ -80,16 +95,18 @@ class JobClient:
 
         Args:
             operation: What to do, as a contract struct or as the JSON object itself.
-            idempotency_key: With the same key the same job is answered, however often it is sent.
+            idempotency_key: With the same key the same job is answered, however often it is sent; made when it
+                is not given.
 
         Raises:
             RbeeError: What the queen refused it with.
-            UnavailableError: The queen cannot be reached.
+            UnavailableError: The queen cannot be reached, or was away for too long. With the key that was given
+                the same can be submitted again.
         """
-        headers = {"Content-Type": "application/json"}
-        if idempotency_key:
-            headers["Idempotency-Key"] = idempotency_key
-        return await self._call("POST", "/v1/jobs", Accepted, body=encode_json(operation), headers=headers)
+        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        return await self._call(
+            "POST", "/v1/jobs", Accepted, body=encode_json(operation), headers=headers, is_insisted_on=True
+        )
 
     async def job(self, job_id: str) -> JobView:
         """Return one job."""
@@ -101,7 +118,7 @@ class JobClient:
 
     async def cancel(self, job_id: str) -> JobView:
         """Ask for a job's cancellation; its end follows in its log."""
-        return await self._call("DELETE", job_path(job_id), JobView)
+        return await self._call("DELETE", job_path(job_id), JobView, is_insisted_on=True)
 
     async def hives(self) -> list[HiveView]:
         """Return the hives the queen knows."""
@@ -148,15 +165,20 @@ class JobClient:
         return await self._call("GET", path, kind)
 
     def _follower(self, path: str, after: int, *, from_oldest: bool = False) -> LogFollower:
+        def find_url() -> str:
+            self._place.look_again()
+            return self._place.url + path
+
         return LogFollower(
             self._session,
-            self.base_url + path,
+            self._place.url + path,
             headers=self._headers,
             after=after,
             from_oldest=from_oldest,
             idle_s=self._idle_s,
             give_up_s=self._give_up_s,
             on_contact=self.on_contact,
+            find_url=find_url,
         )
 
     @property
@@ -174,55 +196,25 @@ class JobClient:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        is_insisted_on: bool = False,
     ) -> T:
         """Make one request and decode its answer; only silence is a timeout."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._idle_s)
-        url = self.base_url + path
+        call = Call(method, path, {**self._headers, **(headers or {})}, body)
+
+        async def ask() -> bytes:
+            return await send(self._session, self._place, call, only_idle(self._idle_s))
+
         try:
-            async with self._session.request(
-                method,
-                url,
-                data=body,
-                headers={**self._headers, **(headers or {})},
-                timeout=timeout,
-                allow_redirects=False,
-            ) as response:
-                if response.status >= 300:
-                    raise await error_of(response)
-                answer = await read_bounded(response, MAX_ANSWER_BYTES)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if is_insisted_on:
+                contact = Contact(give_up_s=self._give_up_s, on_contact=self.on_contact)
+                answer = await insist(ask, contact)
+            else:
+                answer = await ask()
+        except BROKEN as error:
             raise unreachable(self.base_url, error) from error
         try:
             return msgspec.json.decode(answer, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InternalError(f"{url} answered something else than was expected: {error}.") from None
-
-
-def job_path(job_id: str) -> str:
-    """Return the path of a job, whatever was given as its id."""
-    return "/v1/jobs/" + quote(job_id, safe="")
-
-
-def with_query(path: str, values: Mapping[str, str | int | None]) -> str:
-    """Return `path` with the values that are given as its query."""
-    given = {key: value for key, value in values.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
-
-
-def checked_url(url: str) -> str:
-    """Return the address of a server without a slash at its end.
-
-    Raises:
-        ConfigurationError: It is not of the form `http://host:port`.
-    """
-    try:
-        parts = urlsplit(url)
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_fine = False
-    if not port_is_fine or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(
-            f"`{url}` is not the address of a queen.",
-            remedy="Give it with scheme, host and port, such as http://127.0.0.1:8500.",
-        )
-    return url.rstrip("/")
+            raise InternalError(
+                f"{self.base_url}{path} answered something else than was expected: {error}."
+            ) from None

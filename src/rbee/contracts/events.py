@@ -8,10 +8,10 @@ travels untouched: fields nobody here knows survive.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 MAX_LINE_BYTES = 16 * 1024
 MAX_TOKEN_LINE_BYTES = 1024 * 1024
@@ -30,7 +30,7 @@ class SourceLine(Struct, frozen=True):
 
     v: Literal[1]
     kind: Literal["narration", "token"]
-    ts: int
+    ts: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     actor: str | None = None
     action: str | None = None
     message: str | None = None
@@ -53,6 +53,7 @@ class SourceLine(Struct, frozen=True):
 
 
 _line_decoder = msgspec.json.Decoder(SourceLine)
+_any_decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
@@ -62,8 +63,12 @@ def decode_source_line(line: bytes) -> SourceLine | None:
         return None
     try:
         decoded = _line_decoder.decode(line)
+        _any_decoder.decode(line)  # fields nobody knows were not looked at: bad UTF-8, numbers out of range
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    prefix = _PREFIX.match(line)
+    if prefix is not None and prefix[1] != decoded.kind.encode():
+        return None  # it has a second `kind`, and readers would not agree which one counts
     whole = decoded.text is not None if decoded.kind == "token" else _says_something(decoded)
     return decoded if whole and decoded.is_plain else None
 
@@ -99,7 +104,7 @@ def captured_event(line: bytes, *, source: str, offset: int, observed_ts: int) -
         observed_ts: When it was read, in nanoseconds since 1970.
     """
     found = _PREFIX.match(line)
-    if found is None:  # the same fields in another order
+    if found is None or b"\r" in line:  # another order, or a line end inside that would end it for a reader
         fields = msgspec.json.decode(line)
         del fields["v"]
         kind = fields.pop("kind")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from rbee.contracts.states import WorkerState
+
+Count = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class MachineInfo(Struct, frozen=True, kw_only=True):
@@ -77,10 +79,10 @@ class SourceHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The line before each stretch of a batch: `bytes` raw bytes of `source`, from `offset` on."""
 
     source: str
-    offset: int
-    bytes: int = 0
-    lost_bytes: int = 0
-    lost_lines: int = 0
+    offset: Count
+    bytes: Count = 0
+    lost_bytes: Count = 0
+    lost_lines: Count = 0
 
 
 class Cursors(Struct, frozen=True, kw_only=True):

@@ -111,9 +111,20 @@ def read_ready_file(path: Path) -> ReadyFile | None:
     """Read what a server announced; None when there is nothing that can be read or its process is gone."""
     try:
         ready = msgspec.json.decode(path.read_bytes(), type=ReadyFile)
-        os.kill(ready.pid, 0)
-    except PermissionError:
-        return ready
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return ready
+    return ready if _is_alive(ready.pid) else None
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except PermissionError:
+        return True
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()  # without /proc, the signal's answer has to do
+    except (OSError, OverflowError):
+        return False
+    return status.rpartition(b") ")[2][:1] not in (b"Z", b"X")

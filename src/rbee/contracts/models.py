@@ -63,8 +63,8 @@ def parse_model_ref(text: str) -> ModelRef:
     if text in KNOWN_MODELS:
         return ModelRef(text=text, source="known")
     hub = _HUB.fullmatch(text)
-    if hub:
+    if hub and ".." not in text:
         return ModelRef(text=text, source="hub", repo=hub["repo"], quant=hub["rest"])
-    if text.startswith("/"):
+    if text.startswith("/") and text.isprintable():
         return ModelRef(text=text, source="file", path=text)
     raise ModelNotFoundError(f"No source knows the model `{text}`{nearest(text, KNOWN_MODELS)}.", param="model")

@@ -16,6 +16,7 @@ Seconds = Annotated[float, Meta(gt=0, le=365 * 24 * 3600)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 ModelReference = Annotated[str, Meta(min_length=1, max_length=1024)]
 Label = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[dict[Label, Label], Meta(max_length=64)]
 KeepAlive = Annotated[float, Meta(ge=-1, le=365 * 24 * 3600)]
 
 
@@ -28,7 +29,7 @@ class Operation(
         timeout_s: Seconds from acceptance until the job fails with `timeout`; none by default.
         attempts: How often the job may be placed; only 1 is taken so far.
         priority: -10 to 10, higher first.
-        labels: Free words of the caller's, kept with the job.
+        labels: Up to 64 free words of the caller's, kept with the job.
         store: Keep request, log and result after the end.
         parent_job_id: The queen's job that this one, given to a hive, belongs to.
     """
@@ -36,16 +37,20 @@ class Operation(
     timeout_s: Seconds | None = None
     attempts: Annotated[int, Meta(ge=1, le=100)] = 1
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
-    labels: dict[Label, Label] = {}
+    labels: Labels = {}
     store: bool = True
     parent_job_id: str | None = None
 
 
-class Message(Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One message of a conversation; fields beyond these go to the engine as they are."""
+class Message(Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One message of a conversation, as the engine's chat template takes it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class Infer(Operation, tag="infer", frozen=True):

@@ -28,10 +28,11 @@ class Settings(Struct, kw_only=True, frozen=True):
 
     Attributes:
         program: The console script's name.
-        table: The table of rbee.toml; keys at the top of the file hold for every program.
+        table: The table of rbee.toml.
         env: Short environment names, by field.
         secrets: Fields that print as stars and are never flags.
         flags_only: Fields that are no part of rbee.toml.
+        elsewhere: Fields that stand in another program's table: (table, key), by field.
     """
 
     program: ClassVar[str]
@@ -39,6 +40,7 @@ class Settings(Struct, kw_only=True, frozen=True):
     env: ClassVar[dict[str, str]] = {}
     secrets: ClassVar[frozenset[str]] = frozenset({"api_key"})
     flags_only: ClassVar[frozenset[str]] = frozenset({"home"})
+    elsewhere: ClassVar[dict[str, tuple[str, str]]] = {}
 
     home: Path = msgspec.field(default_factory=default_home)
 
@@ -46,6 +48,11 @@ class Settings(Struct, kw_only=True, frozen=True):
         """Return the values in force, secrets as stars."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: "***" if name in self.secrets and value else value for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        """Print as what it is, secrets as stars."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.shown().items())
+        return f"{type(self).__name__}({values})"
 
 
 S = TypeVar("S", bound=Settings)
@@ -145,13 +152,22 @@ def _toml(cls: type[Settings], path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from None
-    known = [name for name in cls.__struct_fields__ if name not in cls.secrets | cls.flags_only]
+    known = [
+        name for name in cls.__struct_fields__ if name not in cls.secrets | cls.flags_only | cls.elsewhere.keys()
+    ]
     tables = {"keeper", "queen", "hive", "worker", "models"}
     for key, value in document.items():
-        if key not in tables or not isinstance(value, dict):
+        if key not in tables:
             raise ConfigurationError(f"Unknown table or key `{key}` in {path}{nearest(key, tables)}.")
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"`{key}` in {path} must be a table: [{key}].")
     table: dict[str, Any] = document.get(cls.table, {})
     for key in table:
         if key not in known:
             raise ConfigurationError(f"Unknown key `{cls.table}.{key}` in {path}{nearest(key, known)}.")
-    return table
+    borrowed = {
+        name: document[other][key]
+        for name, (other, key) in cls.elsewhere.items()
+        if key in document.get(other, {})
+    }
+    return {**table, **borrowed}

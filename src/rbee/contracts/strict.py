@@ -49,10 +49,15 @@ def decode_strict(body: bytes, types: tuple[type[T], ...]) -> T:
 
 def _param(message: str) -> str | None:
     unknown = _UNKNOWN_FIELD.search(message)
+    path = _path(message)
     if unknown:
-        return unknown[1]
-    path = _PATH.search(message)
-    return path[1] or None if path else None
+        return f"{path}.{unknown[1]}" if path else unknown[1]
+    return path or None
+
+
+def _path(message: str) -> str:
+    found = _PATH.search(message)
+    return found[1] if found else ""
 
 
 def _explain(message: str, body: bytes, types: tuple[type[T], ...]) -> str:
@@ -62,6 +67,8 @@ def _explain(message: str, body: bytes, types: tuple[type[T], ...]) -> str:
     if tag and tag_field and message.endswith(f"`$.{tag_field}`"):
         return f"Unknown {tag_field} `{tag[1]}`{nearest(tag[1], tags)}. Known: {', '.join(sorted(tags))}."
     unknown = _UNKNOWN_FIELD.search(message)
+    if unknown and _path(message):
+        return f"Unknown field `{unknown[1]}` in `{_path(message)}`."
     if unknown:
         fields = _fields_of(body, types, tag_field, tags)
         return f"Unknown field `{unknown[1]}`{nearest(unknown[1], fields)}."
@@ -71,8 +78,7 @@ def _explain(message: str, body: bytes, types: tuple[type[T], ...]) -> str:
 def _fields_of(
     body: bytes, types: tuple[type[T], ...], tag_field: str | None, tags: dict[str, type[T]]
 ) -> list[str]:
-    cls = types[0]
-    if tag_field:
-        raw = msgspec.json.decode(body)
-        cls = tags.get(str(raw.get(tag_field)), cls) if isinstance(raw, dict) else cls
+    """Return the fields of the type that `body` seems to name; it need not be JSON to its end."""
+    tag = re.search(rb'"%b"\s*:\s*"(\w+)"' % tag_field.encode(), body) if tag_field else None
+    cls = tags.get(tag[1].decode(), types[0]) if tag else types[0]
     return [field.encode_name for field in msgspec.structs.fields(cls)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from rbee.contracts.heartbeats import DeviceInfo, MachineInfo, ModelInfo
 from rbee.contracts.states import HiveState, JobState, Phase, Reason, WorkerState
@@ -132,6 +132,6 @@ class ReadyFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a server writes, whole, once it can be asked (`--ready-file`, `RBEE_HOME/run/<program>.json`)."""
 
     url: str
-    pid: int
+    pid: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     boot_id: str | None = None
     hive_url: str | None = None

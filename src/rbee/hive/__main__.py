@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import aiohttp
 import uvloop
@@ -49,6 +51,7 @@ async def run(settings: HiveSettings) -> None:
     Raises:
         StartError: The port or the home cannot be had.
     """
+    os.umask(0o077)  # what is in the home is nobody else's
     stop = stop_signal()
     home = Home.at(settings.home)
     os.environ["RBEE_HOME"] = str(home.root)
@@ -75,13 +78,14 @@ async def run(settings: HiveSettings) -> None:
             if settings.ready_file is not None:
                 write_ready_file(settings.ready_file, ready)
             narrate("hive_ready", f"Listening on {url}.", url=url, pid=os.getpid(), queen_url=settings.queen_url)
+            endless: list[asyncio.Future[Any]] = [*tasks, service.workers.failure]
             told = asyncio.ensure_future(stop.wait())
-            await asyncio.wait([told, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([told, *endless], return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
             narrate("hive_stop", "Stopping: workers are stopped, nothing new is accepted.")
             await service.close()
             await outbox.flush(FLUSH_S)
-            await _finish(tasks)
+            await _finish(endless)
         await service.workers.close()
         outbox.close()
         await registry.close()
@@ -89,7 +93,7 @@ async def run(settings: HiveSettings) -> None:
     lock.release()
 
 
-async def _finish(tasks: list[asyncio.Task[None]]) -> None:
+async def _finish(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Cancel what runs for ever; raise what one of them failed with."""
     for task in tasks:
         task.cancel()

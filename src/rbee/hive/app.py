@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from rbee.contracts.heartbeats import DeviceInfo, ModelInfo
 from rbee.contracts.operations import Infer, QueenCheck, parse_operation
 from rbee.contracts.views import Page, WorkerView
-from rbee.errors import InvalidRequestError
+from rbee.errors import InvalidRequestError, UnavailableError
 from rbee.hive.devices import list_devices
 from rbee.hive.service import HiveService
 from rbee.http.auth import Door, is_loopback
@@ -93,6 +93,8 @@ class HiveRoutes:
 async def submit(service: HiveService, request: Request) -> JobRecord:
     """Accept a command and start it; one that was given before is answered with the same job."""
     operation: Any = parse_operation(await read_body(request))
+    if service.is_closing:
+        raise UnavailableError("The hive is stopping.", retry_after_s=1.0)
     if isinstance(operation, (Infer, QueenCheck)):
         raise InvalidRequestError(
             "A hive takes worker_spawn, worker_stop, model_download, model_delete and hive_check; "

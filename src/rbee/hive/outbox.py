@@ -16,6 +16,7 @@ from rbee.processes import FileFollower, FileWatch
 
 BATCH_BYTES_MAX = 1024 * 1024
 SOURCE_BYTES_MAX = 64 * 1024
+CAPTURE_BYTES_MAX = 256 * 1024 * 1024
 LOOK_AGAIN_S = 5.0
 LAST_LINES = 20
 
@@ -27,16 +28,20 @@ class Source:
         keep_from: Blocks behind this offset are not given back yet, because somebody here still reads them.
         last_lines: The last lines that were read and are no pieces of an answer, for a crash report.
         delivered: Set once its writer is dead and the queen has all of it.
+        cursor: How much of it the queen has.
+        goes_first: It is the hive's own file, the first of every batch.
     """
 
-    def __init__(self, name: str, follower: FileFollower) -> None:
+    def __init__(self, name: str, follower: FileFollower, *, goes_first: bool = False) -> None:
         self.name = name
         self.follower = follower
+        self.goes_first = goes_first
         self.keep_from: Callable[[], int] | None = None
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.delivered = asyncio.Event()
         self.cursor = 0
         self.is_sealed = False
+        self._forgotten: SourceHeader | None = None
 
     def seal(self) -> int:
         """Say that the writer is dead; returns the file's size."""
@@ -44,8 +49,16 @@ class Source:
         return self.follower.seal()
 
     def read(self) -> list[bytes]:
-        """Return the next stretch with its header; empty when there is nothing new."""
-        self.follower.skip_hole()
+        """Return the next stretch with its header; empty when there is nothing new.
+
+        What was given back already, to a queen that has an older memory now, is a stretch that is lost.
+        """
+        if self._forgotten is not None:
+            header, self._forgotten = self._forgotten, None
+            return [encode_json(header) + b"\n"]
+        position = self.follower.position
+        if lost_bytes := self.follower.skip_hole():
+            return [encode_json(SourceHeader(source=self.name, offset=position, lost_bytes=lost_bytes)) + b"\n"]
         stretch = self.follower.read(SOURCE_BYTES_MAX)
         if not stretch.data:
             return []
@@ -58,14 +71,32 @@ class Source:
             if line.strip() and not line.startswith(TOKEN_PREFIX):
                 self.last_lines.append(line[:2000].decode("utf-8", "replace"))
 
+    def bound(self, max_bytes: int) -> None:
+        """Throw away the oldest part of what no batch holds yet, where the file takes more than `max_bytes`."""
+        taken = min(self.follower.allocated_bytes, self.follower.size - self.cursor)
+        if taken <= max_bytes or self.keep_from is not None:
+            return
+        start = self.follower.position
+        loss = self.follower.forget(start, min(start + taken - max_bytes * 7 // 8, self.follower.size))
+        before = self._forgotten
+        if loss.lost_bytes:
+            self._forgotten = SourceHeader(
+                source=self.name,
+                offset=before.offset if before else start,
+                lost_bytes=loss.lost_bytes + (before.lost_bytes if before else 0),
+                lost_lines=loss.lost_lines + (before.lost_lines if before else 0),
+            )
+
     def acknowledge(self, cursor: int) -> None:
         """Take the queen's cursor: give back what she has, go back to what she has not."""
-        if cursor < self.follower.position:
+        sent = self._forgotten.offset if self._forgotten is not None else self.follower.position
+        if cursor < sent:
+            self._forgotten = None
             self.follower.rewind(cursor)
         self.cursor = cursor
         limit = cursor if self.keep_from is None else min(cursor, self.keep_from())
-        if limit == cursor:
-            self.follower.acknowledge(cursor, part=self.follower.part)
+        if limit == cursor and self._forgotten is None:
+            self.follower.acknowledge(cursor)
         self.check_delivered()
 
     def check_delivered(self) -> None:
@@ -77,16 +108,18 @@ class Source:
 class Outbox:
     """Reads all sources and keeps one batch in flight. One task runs it."""
 
-    def __init__(self, link: QueenLink) -> None:
+    def __init__(self, link: QueenLink, *, capture_bytes_max: int = CAPTURE_BYTES_MAX) -> None:
+        """Take the way to the queen, and how much of a file may wait for her on disk."""
         self._link = link
+        self._capture_bytes_max = capture_bytes_max
         self._watch = FileWatch()
         self._sources: dict[str, Source] = {}
         self._is_away = False
         self._moved = asyncio.Event()
 
-    def add(self, name: str, path: Path) -> Source:
-        """Carry a file from now on; the hive's own file is added first and so goes first in each batch."""
-        source = Source(name, FileFollower(path))
+    def add(self, name: str, path: Path, *, goes_first: bool = False) -> Source:
+        """Carry a file from now on."""
+        source = Source(name, FileFollower(path), goes_first=goes_first)
         self._sources[name] = source
         self._watch.add(path)
         self._watch.wake()
@@ -112,7 +145,9 @@ class Outbox:
                 await self._watch.wait(LOOK_AGAIN_S)
 
     async def flush(self, timeout_s: float, *sources: Source) -> bool:
-        """Wait until what was written so far has arrived; false when nothing moved for `timeout_s`.
+        """Wait until what was written so far has arrived; false when it does not.
+
+        A queen that cannot be reached is not waited for.
 
         Args:
             timeout_s: How long nothing may move.
@@ -121,6 +156,8 @@ class Outbox:
         wanted = {source: source.follower.size for source in sources or tuple(self._sources.values())}
         self.wake()
         while any(source.cursor < size and source.name in self._sources for source, size in wanted.items()):
+            if self._is_away:
+                return False
             self._moved.clear()
             try:
                 async with asyncio.timeout(timeout_s):
@@ -139,14 +176,21 @@ class Outbox:
         """Take of each source in turn at most 64 KiB or one line, up to a full batch."""
         batch: list[bytes] = []
         size = 0
-        for source in list(self._sources.values()):
+        for source in self._in_turn():
             if size >= BATCH_BYTES_MAX:
                 break
+            source.bound(self._capture_bytes_max)
             part = source.read()
+            if part:
+                self._sources[source.name] = self._sources.pop(source.name)  # next time the others come before it
             batch.extend(part)
             size += sum(len(piece) for piece in part)
             source.check_delivered()
         return batch
+
+    def _in_turn(self) -> list[Source]:
+        """Return the hive's own file, so that a cause stands before its effect, then who has waited longest."""
+        return sorted(self._sources.values(), key=lambda source: not source.goes_first)
 
     async def _deliver(self, batch: list[bytes]) -> None:
         attempt = 0
@@ -156,18 +200,20 @@ class Outbox:
                 break
             except RbeeError as error:
                 self._say_away(error)
+                for source in self._sources.values():
+                    source.bound(self._capture_bytes_max)
                 await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
         if self._is_away:
             self._is_away = False
             narrate("hive_queen_back", "The queen takes events again.")
         for name, cursor in cursors.items():
-            source = self._sources.get(name)
-            if source is not None:
-                source.acknowledge(cursor)
+            if name in self._sources:
+                self._sources[name].acknowledge(cursor)
         self._moved.set()
 
     def _say_away(self, error: RbeeError) -> None:
         if not self._is_away:
             self._is_away = True
+            self._moved.set()
             narrate("hive_queen_away", f"Events wait on disk: {error.message}", level="warning")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
+from rbee.client.answers import error_of, read_bounded, reason_of
 from rbee.contracts.events import encode_json
 from rbee.contracts.heartbeats import Cursors, Heartbeat, HeartbeatAnswer
-from rbee.contracts.views import ErrorAnswer
-from rbee.errors import RbeeError, UnavailableError, error_classes
+from rbee.errors import UnavailableError
+
+T = TypeVar("T")
 
 TIMEOUT_S = 10.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -33,8 +36,7 @@ class QueenLink:
         Raises:
             RbeeError: What the queen refused it with; UnavailableError when she cannot be reached.
         """
-        body = await self._post("/heartbeat", encode_json(beat), "application/json")
-        return msgspec.json.decode(body, type=HeartbeatAnswer)
+        return await self._post("/heartbeat", encode_json(beat), "application/json", HeartbeatAnswer)
 
     async def events(self, parts: Sequence[bytes]) -> dict[str, int]:
         """Send a batch; returns the cursors, the acknowledgement.
@@ -42,32 +44,26 @@ class QueenLink:
         Raises:
             RbeeError: As for `heartbeat`.
         """
-        body = await self._post("/events", b"".join(parts), "application/x-ndjson")
-        return msgspec.json.decode(body, type=Cursors).cursors
+        return (await self._post("/events", b"".join(parts), "application/x-ndjson", Cursors)).cursors
 
-    async def _post(self, path: str, body: bytes, media: str) -> bytes:
+    async def _post(self, path: str, body: bytes, media: str, kind: type[T]) -> T:
         headers = {**self._headers, "content-type": media}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             async with self._session.post(
-                self._base + path, data=body, headers=headers, timeout=timeout
+                self._base + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
-                content = await answer.content.read(ANSWER_BYTES_MAX)
-                if answer.status == 200:
-                    return content
-                raise _refusal(answer.status, content)
+                if answer.status != 200:
+                    raise await error_of(answer)
+                content = await read_bounded(answer, ANSWER_BYTES_MAX)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(
-                f"The queen at {self.queen_url} cannot be reached ({error or type(error).__name__})."
+                f"The queen at {self.queen_url} cannot be reached ({reason_of(error)})."
             ) from error
-
-
-def _refusal(status: int, content: bytes) -> RbeeError:
-    try:
-        told = msgspec.json.decode(content, type=ErrorAnswer).error
-    except msgspec.MsgspecError:
-        return UnavailableError(f"The queen answered {status} with something that is no error of rbee's.")
-    return error_classes().get(told.code, RbeeError)(told.message, remedy=told.remedy or None)
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise UnavailableError(f"What answers at {self.queen_url} is no queen of this version.") from None
 
 
 def backoff_s(attempt: int) -> float:

@@ -28,8 +28,10 @@ from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.settings import HiveSettings
 from rbee.hive.sources.partial_file import finish_in_thread
-from rbee.hive.workers import Workers, WorkerWanted
+from rbee.hive.worker import WorkerWanted
+from rbee.hive.workers import Workers
 from rbee.jobs import JobFilter, JobRegistry, JobRunner, RunningJob
+from rbee.jobs.records import JobRecord
 from rbee.jobs.runner import Handler, error_body
 from rbee.narration import narrate, scope
 
@@ -60,12 +62,13 @@ class HiveService:
         self.url = settings.public_url or url
         self.models = ModelStore(settings.models or home.root / "models")
         self.outbox = outbox
-        self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id)
+        self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
         self._link = link
         self._changed = asyncio.Event()
         self.workers = Workers(home, settings, outbox, self._changed.set)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
         self._is_away = False
+        self.is_closing = False
 
     def _handlers(self) -> dict[type[Any], Handler]:
         return {
@@ -95,23 +98,28 @@ class HiveService:
     async def open(self) -> None:
         """End the commands an earlier boot left, and clear up behind its workers."""
         for state in (JobState.QUEUED, JobState.RUNNING):
-            for record in await self.registry.store.find(JobFilter(state=state, limit=500)):
-                error = HiveLostError("The hive ended before this command did.")
-                await self.registry.end(
-                    record.job_id,
-                    JobState.FAILED,
-                    reason=Reason.HIVE_LOST,
-                    message=error.message,
-                    error=error_body(error),
-                )
+            while left := await self.registry.store.find(JobFilter(state=state, limit=500)):
+                for record in left:
+                    await self._end_lost(record)
         for path in sorted(self.home.hive.iterdir()):
             if path.name != self.boot_id:
                 self.workers.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)])
         await self.models.clean()
         await self.workers.clear_strays()
 
+    async def _end_lost(self, record: JobRecord) -> None:
+        error = HiveLostError("The hive ended before this command did.")
+        await self.registry.end(
+            record.job_id,
+            JobState.FAILED,
+            reason=Reason.HIVE_LOST,
+            message=error.message,
+            error=error_body(error),
+        )
+
     async def close(self) -> None:
-        """Stop all commands and all workers, and see that their last words arrive if the queen is there."""
+        """Take no command any more, stop those that run and all workers."""
+        self.is_closing = True
         await self.runner.close()
         await self.workers.stop_all()
         self.registry.hub.close()

@@ -56,8 +56,9 @@ class Door(Struct, frozen=True, kw_only=True):
         Raises:
             ForbiddenError: The `Host` is neither loopback nor configured.
         """
-        name = urlsplit(f"//{header or ''}").hostname or ""
-        if not (is_loopback(name) or name in self.hosts or "*" in self.hosts):
+        name = _host_of(f"//{header or ''}")
+        allowed = {host.lower() for host in self.hosts}
+        if not (is_loopback(name) or (name and name in allowed) or "*" in allowed):
             raise ForbiddenError(
                 f"The host `{(header or '')[:100]}` is not one this server answers to.",
                 remedy="Use a loopback address, or add the name to allowed_hosts.",
@@ -69,7 +70,9 @@ class Door(Struct, frozen=True, kw_only=True):
         Raises:
             ForbiddenError: There is an `Origin`, and it is neither the server's own nor allowed.
         """
-        if origin is None or origin in self.origins or urlsplit(origin).netloc == (host or "") != "":
+        if origin is None or origin in self.origins:
+            return
+        if host and origin.lower() in {f"http://{host.lower()}", f"https://{host.lower()}"}:
             return
         raise ForbiddenError(
             f"Pages of `{origin[:100]}` may not call this server.",
@@ -82,9 +85,17 @@ class Door(Struct, frozen=True, kw_only=True):
         Raises:
             AuthenticationError: A key is asked for, and this is not it.
         """
-        if self.api_key is None:
+        if not self.api_key:
             return LOCAL_PRINCIPAL
         scheme, _, given = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
+        key = given.strip().encode("latin-1", "replace")  # headers are decoded as Latin-1: these are the bytes
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key, self.api_key.encode()):
             raise AuthenticationError()
         return KEY_PRINCIPAL
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # no address at all, such as `[::1`
+        return ""

@@ -26,6 +26,8 @@ def error_response(error: RbeeError, *, job_id: str | None = None) -> Response:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if "allow" in error.details:
+        headers["allow"] = error.details["allow"]
     return Response(
         msgspec.json.encode(answer), status_code=error.status, headers=headers, media_type="application/json"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,6 +32,7 @@ from rbee.jobs import JobFilter, JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
 
 Submit = Callable[[Request], Awaitable[JobRecord]]
+_Time = Annotated[datetime, Meta(tz=True)]
 _FILTERS = ("state", "operation", "model", "hive_id", "worker_id", "correlation_id")
 
 
@@ -175,13 +177,13 @@ def log_events_endpoint(registry: JobRegistry, kind: str) -> Callable[[Request],
 
 
 async def log_page(request: Request, registry: JobRegistry, log_id: str) -> Response:
-    """Answer with one page of a log: `{"data": [events], "next": number | null}`."""
+    """Answer with one page of a log: `{"data": [events], "next": "<number for after>" | null}`."""
     after = requested_position(request)
     limit = query_int(request, "limit", 500, low=1, high=500)
     page = await registry.read(log_id, after, limit)
     last = after + len(page.events)
-    more = str(last).encode() if last < page.head.last_seq and page.events else b"null"
-    body = b'{"data":[%b],"next":%b}' % (b",".join(page.events), b'"' + more + b'"' if more != b"null" else more)
+    following = b'"%d"' % last if page.events and last < page.head.last_seq else b"null"
+    body = b'{"data":[%b],"next":%b}' % (b",".join(page.events), following)
     return Response(body, media_type="application/json")
 
 
@@ -216,6 +218,6 @@ def _time(request: Request, name: str) -> float | None:
     if text is None:
         return None
     try:
-        return msgspec.convert(text, datetime).timestamp()
+        return msgspec.convert(text, _Time).timestamp()
     except msgspec.ValidationError:
         raise InvalidRequestError(f"`{name}` must be a time such as 2026-01-31T12:00:00Z.", param=name) from None

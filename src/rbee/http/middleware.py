@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-import uuid
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rbee.contracts.ids import is_correlation_id, new_correlation_id
-from rbee.errors import InternalError, RbeeError
+from rbee.errors import RbeeError
 from rbee.http.auth import Door
 from rbee.http.errors import error_response, translate_http_exception
+from rbee.jobs.endings import incident
 from rbee.narration import scope as narration_scope
 
 LIVENESS_PATHS = frozenset({"/livez", "/health"})
@@ -49,6 +47,8 @@ class GuardMiddleware:
             try:
                 self._guard(scope, headers)
                 await self.app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                return  # nobody is left to be answered
             except Exception as error:  # the one border where errors become answers
                 if is_started:
                     raise
@@ -76,10 +76,4 @@ def _translated(error: Exception, path: str) -> RbeeError:
         return error
     if isinstance(error, HTTPException):
         return translate_http_exception(error, path)
-    number = uuid.uuid4().hex[:12]
-    print(f"incident {number} at {path}:", file=sys.stderr)  # noqa: T201  # the program's fault log
-    traceback.print_exception(error)
-    return InternalError(
-        f"Something went wrong inside rbee ({type(error).__name__}, incident {number}).",
-        remedy=f"Report it with the lines behind 'incident {number}' in the server's log.",
-    )
+    return incident(error, path)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
-from starlette.types import ASGIApp
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rbee import __version__
 from rbee.contracts.events import encode_json
 from rbee.contracts.operations import MAX_BODY_BYTES
 from rbee.contracts.views import ErrorAnswer
-from rbee.errors import InvalidRequestError, PayloadTooLargeError, RbeeError, UnsupportedMediaTypeError
+from rbee.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RbeeError,
+    UnsupportedMediaTypeError,
+)
 from rbee.http.auth import Door
-from rbee.http.errors import error_response, translate_http_exception
 from rbee.http.middleware import GuardMiddleware
+
+_CONVERTOR = re.compile(r":[a-z]+(?=})")  # of a path such as `/workers/{worker_id}/{rest:path}`
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 
@@ -70,7 +78,7 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 async def read_bytes(request: Request, limit: int) -> bytes:
     """Read a body of any kind, of at most `limit` bytes."""
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > limit:
+    if announced.isascii() and announced.isdigit() and len(announced) < 20 and int(announced) > limit:
         raise PayloadTooLargeError(f"The body has {announced} bytes; {limit} are taken.")
     parts: list[bytes] = []
     size = 0
@@ -91,44 +99,50 @@ def query_int(request: Request, name: str, default: int, *, low: int, high: int)
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:12]) <= high:
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or not low <= int(text) <= high:
         raise InvalidRequestError(f"`{name}` must be a whole number from {low} to {high}.", param=name)
     return int(text)
 
 
 def build_app(routes: Sequence[Route], door: Door, *, title: str) -> ASGIApp:
     """Make the application of a table of routes, with its guards and its `/openapi.json`."""
-    described = encode_json(openapi(routes, title))
 
     async def describe(request: Request) -> Response:
         return Response(described, media_type="application/json")
 
     table = [*routes, Route(method="GET", path="/openapi.json", endpoint=describe, summary="This description.")]
-    starlette = Starlette(
-        routes=[StarletteRoute(row.path, _endpoint(row), methods=[row.method]) for row in _grouped(table)],
-        exception_handlers={RbeeError: _answer_error, HTTPException: _answer_error},
+    described = encode_json(openapi(table, title))
+    by_path: dict[str, dict[str, Route]] = {}
+    for row in table:
+        by_path.setdefault(row.path, {})[row.method] = row
+    router = Router(
+        [StarletteRoute(path, _Address(rows)) for path, rows in by_path.items()],
+        redirect_slashes=False,
+        default=_nothing_here,
     )
-    return GuardMiddleware(starlette, door)
+    return GuardMiddleware(router, door)
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        error = translate_http_exception(error, request.url.path)
-    assert isinstance(error, RbeeError)
-    return error_response(error)
+class _Address:
+    """Answers at one path: by the row of the request's method."""
+
+    def __init__(self, rows: dict[str, Route]) -> None:
+        self._rows = {"HEAD": rows["GET"], **rows} if "GET" in rows else rows
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; what is raised is answered by the guard around the application."""
+        row = self._rows.get(scope["method"])
+        if row is None:
+            raise MethodNotAllowedError(details={"allow": ", ".join(sorted(self._rows))})
+        value = await row.endpoint(Request(scope, receive, send))
+        response = value if isinstance(value, Response) else json_response(value, row.status)
+        await response(scope, receive, send)
 
 
-def _grouped(table: Sequence[Route]) -> list[Route]:
-    """Keep the order of the table: Starlette tries rows one after the other."""
-    return list(table)
-
-
-def _endpoint(row: Route) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        value = await row.endpoint(request)
-        return value if isinstance(value, Response) else json_response(value, row.status)
-
-    return answer
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFoundError(
+        f"There is nothing at {scope['path'][:200]}.", remedy="See /openapi.json for what there is."
+    )
 
 
 def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
@@ -140,7 +154,7 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
     by_type = list(zip([*types, ErrorAnswer], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for row in routes:
-        paths.setdefault(row.path, {})[row.method.lower()] = _described(row, by_type)
+        paths.setdefault(_CONVERTOR.sub("", row.path), {})[row.method.lower()] = _described(row, by_type)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},

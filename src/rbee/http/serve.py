@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 from rbee.errors import StartError
 from rbee.http.auth import is_loopback
 
+STALLED_MS = 30_000
+
 
 def bind(host: str, port: int, *, is_port_asked_for: bool) -> socket.socket:
     """Bind a listening socket; a default port that is taken gives way to a free one.
@@ -76,7 +78,12 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, sock: socket.socket, *, stop_grace_s: int) -> AsyncIterator[None]:
-    """Serve `app` on `sock` inside the `async with` block; leaving it gives open requests `stop_grace_s`."""
+    """Serve `app` on `sock` inside the `async with` block; leaving it gives open requests `stop_grace_s`.
+
+    A connection whose other end takes nothing for `STALLED_MS` is closed, whatever is still to be sent on it.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)  # its connections inherit it
     config = uvicorn.Config(
         app,
         http="httptools",

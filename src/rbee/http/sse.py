@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rbee.contracts.events import seq_and_kind
-from rbee.errors import InvalidRequestError
+from rbee.errors import InvalidRequestError, RbeeError
 from rbee.jobs.event_log import LogReader
 from rbee.jobs.registry import JobRegistry
 
@@ -48,19 +48,31 @@ def requested_position(request: Request) -> int:
 async def stream_response(request: Request, registry: JobRegistry, log_id: str) -> Response:
     """Answer with a log from where the reader is; 204 when it has all of an ended one."""
     reader = await registry.follow(log_id, requested_position(request))
-    if reader.is_ended:
-        reader.close()
-        return Response(status_code=204)
-    return LogResponse(reader)
+    if not reader.is_ended and request.method != "HEAD":
+        return LogResponse(reader)
+    reader.close()
+    return Response(status_code=204) if reader.is_ended else Response(headers=HEADERS)
 
 
 class LogResponse(Response):
-    """Sends what the reader finds until the log ends, the caller leaves or the server closes."""
+    """Sends what the reader finds until the log ends, the caller leaves or the server closes.
 
-    def __init__(self, reader: LogReader) -> None:
+    A caller that takes nothing for `send_timeout_s` is cut off; so is one whose next events were forgotten
+    meanwhile. Both may come back with the last number they have.
+    """
+
+    def __init__(
+        self,
+        reader: LogReader,
+        *,
+        comment_every_s: float = COMMENT_EVERY_S,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._reader = reader
+        self._comment_every_s = comment_every_s
+        self._send_timeout_s = send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the stream; ends with the caller's leaving at the latest."""
@@ -74,25 +86,24 @@ class LogResponse(Response):
             results = await asyncio.gather(sending, leaving, return_exceptions=True)
             self._reader.close()
         failed = results[0]
-        if isinstance(failed, Exception) and not isinstance(failed, (TimeoutError, OSError)):
+        if isinstance(failed, Exception) and not isinstance(failed, (TimeoutError, OSError, RbeeError)):
             raise failed
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         retry_ms = RETRY_MS + random.randrange(RETRY_MS)
-        await _send_chunk(send, b"retry: %d\n\n" % retry_ms)
+        await self._send_chunk(send, b"retry: %d\n\n" % retry_ms)
         while not self._reader.is_ended:
-            events = await self._reader.next(COMMENT_EVERY_S)
+            events = await self._reader.next(self._comment_every_s)
             if not events and self._reader.is_closing:
-                await _send_chunk(send, b"event: bye\ndata: {}\n\n")
+                await self._send_chunk(send, b"event: bye\ndata: {}\n\n")
                 break
-            await _send_chunk(send, b"".join([frame(event) for event in events]) or b": still here\n\n")
+            await self._send_chunk(send, b"".join([frame(event) for event in events]) or b": still here\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-
-async def _send_chunk(send: Send, body: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _send_chunk(self, send: Send, body: bytes) -> None:
+        async with asyncio.timeout(self._send_timeout_s):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _until_left(receive: Receive) -> None:

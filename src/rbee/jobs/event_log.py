@@ -10,7 +10,8 @@ from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
 
 PAGE_EVENTS = 500
-QUEUE_EVENTS_MAX = 2000
+QUEUE_BYTES_MAX = 1024 * 1024
+EVENT_OVERHEAD_BYTES = 64
 
 
 class LogHub:
@@ -83,9 +84,10 @@ class LogReader:
         self.is_ended = False
         self._hub = hub
         self._live: deque[Committed] = deque()
-        self._live_events = 0
+        self._live_bytes = 0
         self._changed = asyncio.Event()
         self._is_caught_up = False
+        self._has_overflowed = False
 
     @property
     def is_closing(self) -> bool:
@@ -94,11 +96,12 @@ class LogReader:
 
     def _offer(self, batch: Committed) -> None:
         self._live.append(batch)
-        self._live_events += len(batch.events)
-        if self._live_events > QUEUE_EVENTS_MAX and not batch.is_end:
+        self._live_bytes += _size(batch)
+        if self._live_bytes > QUEUE_BYTES_MAX and not batch.is_end:
             self._live.clear()
-            self._live_events = 0
+            self._live_bytes = 0
             self._is_caught_up = False
+            self._has_overflowed = True
         self._changed.set()
 
     async def next(self, timeout_s: float) -> list[bytes]:
@@ -107,7 +110,7 @@ class LogReader:
             found = self._take_live() if self._is_caught_up else await self._take_stored()
             if found or self.is_ended:
                 return found
-            if self._live or not self._is_caught_up:
+            if self._live or not self._is_caught_up or self.is_closing:
                 continue
             self._changed.clear()
             try:
@@ -124,7 +127,7 @@ class LogReader:
                 self._is_caught_up = False
                 return []
             self._live.popleft()
-            self._live_events -= len(batch.events)
+            self._live_bytes -= _size(batch)
             self.is_ended = batch.is_end
             fresh = batch.events[self.position + 1 - batch.first_seq :]
             if fresh:
@@ -133,6 +136,7 @@ class LogReader:
         return []
 
     async def _take_stored(self) -> list[bytes]:
+        self._has_overflowed = False
         page = await self._hub.page(self.log_id, self.position)
         if self.position + 1 < page.head.first_seq and not self._has_next_live():
             raise GoneError(f"The events of {self.log_id} before {page.head.first_seq} are no longer kept.")
@@ -140,7 +144,7 @@ class LogReader:
             self.position += len(page.events)
             self.is_ended = page.head.is_ended and self.position == page.head.last_seq
             return page.events
-        self._is_caught_up = True
+        self._is_caught_up = not self._has_overflowed  # what overflowed meanwhile is in the store by now
         return []
 
     def _has_next_live(self) -> bool:
@@ -150,3 +154,7 @@ class LogReader:
     def close(self) -> None:
         """Stop reading."""
         self._hub.forget(self)
+
+
+def _size(batch: Committed) -> int:
+    return sum(map(len, batch.events)) + EVENT_OVERHEAD_BYTES * len(batch.events)

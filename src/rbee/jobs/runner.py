@@ -4,59 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import traceback
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-
-from msgspec import Struct
 
 from rbee.contracts.events import NARRATION_PREFIX, NewEvent
 from rbee.contracts.operations import AnyOperation
 from rbee.contracts.states import JobState, Phase, Reason
-from rbee.contracts.views import ErrorBody
-from rbee.errors import ConflictError, DeadlineExceededError, InternalError, RbeeError
+from rbee.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    RbeeError,
+    StorageFullError,
+    UnavailableError,
+)
+from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, failed, incident, stopped
+from rbee.jobs.endings import error_body as error_body
 from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
 
+END_AGAIN_S = 1.0
+
 Handler = Callable[["RunningJob"], Awaitable[dict[str, Any] | None]]
-
-
-class Stop(Struct, frozen=True):
-    """Why a running job is to stop."""
-
-    state: JobState
-    reason: Reason
-    message: str
-    error: RbeeError | None = None
-
-
-USER_STOP = Stop(JobState.CANCELLED, Reason.USER, "Cancelled by the caller.")
 
 
 def narration_event(line: bytes) -> NewEvent:
     """Make a log's event of a line that `compose` made in this process."""
     return NewEvent("narration", line[len(NARRATION_PREFIX) :])
-
-
-def error_body(error: RbeeError) -> ErrorBody:
-    """Show an error as servers answer it and logs keep it."""
-    known = {
-        key: error.details[key]
-        for key in ("worker_id", "exit_code", "signal", "last_lines")
-        if error.details.get(key) is not None
-    }
-    return ErrorBody(
-        message=error.message,
-        type=error.type,
-        code=error.code,
-        param=error.param,
-        retryable=error.retryable,
-        remedy=error.remedy,
-        **known,
-    )
 
 
 class RunningJob:
@@ -68,6 +43,8 @@ class RunningJob:
         error: What the job failed with.
         wanted_phase: The phase to be told next; whoever brings the job there sets it.
         facts: What the closing sentence shall carry as fields; handlers add to it.
+        is_begun: Its task runs, so that cancelling reaches the handler.
+        is_ending: How it ends is settled; a stop comes too late.
     """
 
     def __init__(self, runner: JobRunner, record: JobRecord, operation: AnyOperation) -> None:
@@ -78,6 +55,8 @@ class RunningJob:
         self.error: RbeeError | None = None
         self.wanted_phase: Phase | None = None
         self.task: asyncio.Task[None] | None = None
+        self.is_begun = False
+        self.is_ending = False
         self._runner = runner
 
     @property
@@ -120,6 +99,7 @@ class JobRunner:
     The end follows from how the handler leaves: its result completes the job; an `RbeeError` fails it with
     that error's reason; a stop (cancel, deadline) ends it as the stop says, after the handler has cleaned up
     behind its `CancelledError`. A handler interrupted by the program's own end leaves the job as it is on disk.
+    An end that cannot be written (a full disk) is tried again every `END_AGAIN_S` until it can.
 
     Args:
         actor: The program, first word of the closing sentence's action (`queen_complete`).
@@ -146,11 +126,10 @@ class JobRunner:
         existing = self._jobs.get(record.job_id)
         if existing is not None:
             return existing
+        handler = handler or self._handlers[type(operation)]
         job = RunningJob(self, record, operation)
         self._jobs[record.job_id] = job
-        job.task = asyncio.get_running_loop().create_task(
-            self._run(job, handler or self._handlers[type(operation)]), name=record.job_id
-        )
+        job.task = asyncio.get_running_loop().create_task(self._run(job, handler), name=record.job_id)
         return job
 
     async def cancel(self, job_id: str) -> JobRecord:
@@ -164,14 +143,16 @@ class JobRunner:
             return record
         job = self._jobs.get(job_id)
         if record.state is JobState.QUEUED:
-            record = await self._end_stopped(record, USER_STOP)
+            record = await self._end(record, stopped(USER_STOP))
         if job is not None:
             self._stop(job, USER_STOP)
         return record
 
     def _stop(self, job: RunningJob, stop: Stop) -> None:
-        if job.stop is None and job.task is not None:
-            job.stop = stop
+        if job.stop is not None or job.is_ending:
+            return
+        job.stop = stop
+        if job.is_begun and job.task is not None:
             job.task.cancel()
 
     async def close(self, grace_s: float = 0.0) -> None:
@@ -185,6 +166,7 @@ class JobRunner:
         await asyncio.gather(*pending, return_exceptions=True)
 
     async def _run(self, job: RunningJob, handler: Handler) -> None:
+        job.is_begun = True
         deadline = self._watch_deadline(job)
         record = job.record
         try:
@@ -205,72 +187,68 @@ class JobRunner:
         return asyncio.get_running_loop().call_later(left_s, self._stop, job, stop)
 
     async def _finish(self, job: RunningJob, handler: Handler) -> None:
+        ending = await self._outcome(job, handler)
+        job.is_ending = True
+        job.error = ending.error
+        try:
+            await self._end_surely(job.record, ending, job.facts)
+        except Exception as error:  # noqa: BLE001  # the result or the facts cannot be written down
+            job.error = incident(error)
+            await self._end_surely(job.record, failed(job.error), {})
+
+    async def _outcome(self, job: RunningJob, handler: Handler) -> Ending:
+        """Run the handler and say how the job ends; the program's own end raises `CancelledError`."""
+        if job.stop is not None:
+            return stopped(job.stop)
+        failure: RbeeError
         try:
             result = await handler(job)
-        except asyncio.CancelledError:
-            if job.stop is None:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if job.stop is None and task is not None and task.cancelling():
                 raise
-            job.error = job.stop.error
-            await self._end_stopped(job.record, job.stop, job.facts)
+            failure = UnavailableError() if job.stop else incident(error)
         except RbeeError as error:
-            await self._end_failed(job, error)
+            failure = error
         except Exception as error:  # noqa: BLE001  # a fault of ours: told with a number, kept in stderr
-            await self._end_failed(job, _incident(error))
+            failure = incident(error)
         else:
-            await self._end_completed(job, result)
+            return completed(result)
+        return stopped(job.stop) if job.stop else failed(failure)
 
-    async def _end_completed(self, job: RunningJob, result: dict[str, Any] | None) -> None:
-        line = compose(f"{self.actor}_complete", "The job is complete.", **job.facts)
-        await self._end(job.record, JobState.COMPLETED, Reason.OK, "The job is complete.", line, result=result)
+    async def _end_surely(self, record: JobRecord, ending: Ending, facts: dict[str, Any]) -> None:
+        is_told = False
+        while True:
+            try:
+                await self._end(record, ending, facts)
+                return
+            except (StorageFullError, UnavailableError) as error:
+                if not is_told:
+                    print(f"{record.job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
+                    is_told = True
+            await asyncio.sleep(END_AGAIN_S)
 
-    async def _end_failed(self, job: RunningJob, error: RbeeError) -> None:
-        job.error = error
-        line = compose(f"{self.actor}_failed", error.message, level="error", code=error.code, **job.facts)
-        await self._end(
-            job.record, JobState.FAILED, Reason(error.reason), error.message, line, error=error_body(error)
-        )
-
-    async def _end_stopped(self, record: JobRecord, stop: Stop, facts: dict[str, Any] | None = None) -> JobRecord:
-        word = "cancelled" if stop.state is JobState.CANCELLED else "failed"
+    async def _end(self, record: JobRecord, ending: Ending, facts: dict[str, Any] | None = None) -> JobRecord:
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-            line = compose(f"{self.actor}_{word}", stop.message, level="warning", **(facts or {}))
-        error = error_body(stop.error) if stop.error else None
-        return await self._end(record, stop.state, stop.reason, stop.message, line, error=error)
-
-    async def _end(
-        self,
-        record: JobRecord,
-        to: JobState,
-        reason: Reason,
-        message: str,
-        line: bytes,
-        *,
-        result: dict[str, Any] | None = None,
-        error: ErrorBody | None = None,
-    ) -> JobRecord:
-        fence = Fence(self.owner, record.attempt) if record.state is JobState.RUNNING else None
+            code = {"code": ending.error.code} if ending.error else {}
+            line = compose(
+                f"{self.actor}_{ending.word}", ending.message, level=ending.level, **{**(facts or {}), **code}
+            )
         try:
             after = await self.registry.end(
                 record.job_id,
-                to,
-                reason=reason,
-                message=message,
-                result=result,
-                error=error,
-                fence=fence,
+                ending.state,
+                reason=ending.reason,
+                message=ending.message,
+                result=ending.result,
+                error=error_body(ending.error) if ending.error else None,
+                fence=Fence(self.owner, record.attempt) if record.state is JobState.RUNNING else None,
                 events=[narration_event(line)],
             )
-        except ConflictError:  # it has ended meanwhile: the first end stands
-            return await self.registry.get(record.job_id)
+        except ConflictError:
+            other = await self.registry.get(record.job_id)
+            if other.state is JobState.QUEUED:  # its handler never started it, so it cannot be complete
+                raise
+            return other  # it has ended meanwhile, or is someone else's: that stands
         emit(line)
         return after
-
-
-def _incident(error: Exception) -> InternalError:
-    number = uuid.uuid4().hex[:12]
-    print(f"incident {number}:", file=sys.stderr)  # noqa: T201  # the program's own stderr is its fault log
-    traceback.print_exception(error)
-    return InternalError(
-        f"Something went wrong inside rbee ({type(error).__name__}, incident {number}).",
-        remedy=f"Report it with the lines behind 'incident {number}' in the server's log.",
-    )

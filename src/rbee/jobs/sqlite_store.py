@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import msgspec
 from rbee.contracts.events import NewEvent, encode_json
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
-from rbee.errors import ConflictError, NotFoundError, OverloadedError
+from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
 from rbee.jobs.records import (
     Committed,
     JobFilter,
@@ -33,7 +35,8 @@ PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 _COLUMNS = JobRecord.__struct_fields__
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
-_PUT = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_PUT = _INSERT.replace("INSERT", "INSERT OR REPLACE", 1)
 _JSON = frozenset({"progress", "error", "labels"})
 
 
@@ -45,13 +48,25 @@ class SqliteStore:
 
         Args:
             path: The file; None keeps everything in memory.
+
+        Raises:
+            StartError: The file cannot be used.
         """
         self._target = str(path) if path else ":memory:"
         self._is_memory = path is None
+        self._is_closed = False
         self.on_commit: OnCommit = lambda committed: None
-        self._reader = self._connect()
-        _migrate(self._reader)
-        self.store_id = _store_id(self._reader)
+        try:
+            if path is not None:
+                _make_private(path)
+            self._reader = self._connect()
+            _migrate(self._reader)
+            self.store_id = _store_id(self._reader)
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(
+                f"The registry {self._target} cannot be opened: {error}.",
+                remedy="See that the file can be written to and is whole, or move it away to start a new one.",
+            ) from error
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
         # A database in memory belongs to one connection, so there the writer's thread reads as well.
         connection = self._reader if self._is_memory else self._connect()
@@ -61,10 +76,12 @@ class SqliteStore:
         connection = sqlite3.connect(self._target, isolation_level=None, check_same_thread=False, timeout=10)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
         return connection
 
     async def close(self) -> None:
         """Commit what was asked for, then close."""
+        self._is_closed = True
         await self._writer.close()
         self._reads.shutdown(wait=True)
         if not self._is_memory:
@@ -73,6 +90,8 @@ class SqliteStore:
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         if self._is_memory:
             return await self._writer.write(lambda tx: function(tx.connection))
+        if self._is_closed:
+            raise UnavailableError("The registry is closed.")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reads, function, self._reader)
         except sqlite3.Error as error:
@@ -94,7 +113,9 @@ class SqliteStore:
                 raise OverloadedError(
                     f"{queued} jobs are waiting already, as many as may ({queued_max}).", retry_after_s=5
                 )
-            tx.execute(_PUT, _row(record))
+            if _get(tx.connection, record.job_id) is not None:
+                raise ConflictError(f"There is a job {record.job_id} already.")
+            tx.execute(_INSERT, _row(record))
             tx.execute("INSERT INTO requests VALUES (?, ?)", (record.job_id, request))
             _append(tx, record.job_id, events, is_end=False)
             return record
@@ -226,16 +247,40 @@ class SqliteStore:
         )
 
 
+def _make_private(path: Path) -> None:
+    """Let nobody else read the file, nor those that SQLite makes beside it, which take its mode."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+
+
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Apply the numbered migrations that the file does not have yet, each in one transaction."""
-    done = connection.execute("PRAGMA user_version").fetchone()[0]
+    """Apply the numbered migrations that the file does not have yet, each in one transaction.
+
+    Raises:
+        StartError: The file was written by a later version.
+    """
     folder = resources.files("rbee.jobs") / "migrations"
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name)
     for script in scripts:
         number = int(script.name[:4])
-        if number > done:
+        if number > _version(connection):
             sql = script.read_text("utf-8")
-            connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+            try:
+                connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+            except sqlite3.Error:
+                connection.rollback()
+                if number > _version(connection):  # else another process was quicker
+                    raise
+    if _version(connection) > len(scripts):
+        raise StartError(
+            "The registry was written by a later version of rbee.", remedy="Update rbee, or use another RBEE_HOME."
+        )
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _store_id(connection: sqlite3.Connection) -> str:
@@ -282,6 +327,7 @@ def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
 
 
 def _erase(tx: Transaction, job_id: str) -> None:
+    tx.has_erased = True
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
@@ -297,15 +343,15 @@ def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
 def _append(tx: Transaction, log_id: str, events: list[NewEvent], *, is_end: bool) -> bool:
     """Number the events and write them as one row; false when the log has ended."""
     head = _head(tx.connection, log_id) or LogHead(1, 0, 0, False)
-    if head.is_ended:
-        return False
+    if head.is_ended or not events:
+        return not head.is_ended
     numbered = [event.numbered(head.last_seq + index) for index, event in enumerate(events, 1)]
     last_seq = head.last_seq + len(numbered)
     body = b"\n".join(numbered)
     tx.execute("INSERT INTO log_rows VALUES (?, ?, ?)", (log_id, last_seq, body))
     first_seq, size = head.first_seq, head.size_bytes + len(body)
     if size > SYSTEM_LOG_BYTES_MAX and not log_id.startswith("job-"):
-        first_seq, size = _forget_oldest(tx, log_id, size)
+        first_seq, size = _forget_oldest(tx, log_id, first_seq, size)
     tx.execute(
         "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
     )
@@ -313,12 +359,11 @@ def _append(tx: Transaction, log_id: str, events: list[NewEvent], *, is_end: boo
     return True
 
 
-def _forget_oldest(tx: Transaction, log_id: str, size: int) -> tuple[int, int]:
+def _forget_oldest(tx: Transaction, log_id: str, first_seq: int, size: int) -> tuple[int, int]:
     """Drop the oldest rows of a worker's or hive's log until it fits again; returns first_seq and size."""
     rows = tx.execute(
         "SELECT last_seq, length(body) FROM log_rows WHERE log_id = ? ORDER BY last_seq", (log_id,)
     ).fetchall()
-    first_seq = 1
     for last_seq, length in rows[:-1]:
         if size <= SYSTEM_LOG_BYTES_MAX * 3 // 4:
             break
@@ -348,6 +393,8 @@ def _page(connection: sqlite3.Connection, log_id: str, after: int, limit: int) -
 
 def _put_worker(tx: Transaction, worker: WorkerRecord) -> None:
     tx.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?)", msgspec.structs.astuple(worker))
+    # A worker that has said nothing yet has an empty log, not none.
+    tx.execute("INSERT OR IGNORE INTO log_heads VALUES (?, 1, 0, 0, 0)", (worker.worker_id,))
 
 
 def _ingest(tx: Transaction, batch: SourceBatch) -> int:

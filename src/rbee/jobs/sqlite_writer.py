@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -19,11 +20,18 @@ _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 class Transaction:
-    """The open transaction, as a write sees it: the connection, and what it will publish on commit."""
+    """The open transaction, as a write sees it.
+
+    Attributes:
+        connection: The file.
+        committed: What is to be published on commit.
+        has_erased: Something was deleted that nobody may find in the file afterwards.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.committed: list[Committed] = []
+        self.has_erased = False
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement."""
@@ -40,6 +48,15 @@ class _Write:
         self.error: BaseException | None = None
         self.published: list[Committed] = []
 
+    def settle(self) -> None:
+        """Tell whoever asked, unless they have gone."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
+
 
 class SqliteWriter:
     """Runs writes one after the other in a thread of its own, as many to a commit as have come in meanwhile."""
@@ -51,6 +68,7 @@ class SqliteWriter:
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="rbee-writer", daemon=True)
         self._is_closed = False
+        self._has_erased = False
         self._thread.start()
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
@@ -74,15 +92,16 @@ class SqliteWriter:
         self._connection.close()
 
     def _work(self) -> None:
-        while True:
+        is_last = False
+        while not is_last:
+            if self._has_erased and self._queue.empty():
+                self._empty_wal()
             first = self._queue.get()
             if first is None:
                 return
             batch, is_last = self._gather(first)
             self._commit(batch)
             self._loop.call_soon_threadsafe(self._deliver, batch)
-            if is_last:
-                return
 
     def _gather(self, first: _Write) -> tuple[list[_Write], bool]:
         batch = [first]
@@ -104,7 +123,7 @@ class SqliteWriter:
                 self._run(write)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
                 connection.execute("ROLLBACK")
             for write in batch:
                 write.error = translated(error)
@@ -116,6 +135,7 @@ class SqliteWriter:
         try:
             write.result = write.function(transaction)
             write.published = transaction.committed
+            self._has_erased |= transaction.has_erased
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
             if not self._connection.in_transaction:  # SQLite rolled the whole transaction back
                 raise
@@ -131,17 +151,22 @@ class SqliteWriter:
         self._connection.execute("ROLLBACK TO one")
         self._connection.execute("RELEASE one")
 
+    def _empty_wal(self) -> None:
+        """Take what was erased out of the log of past writes too; try again after the next one if it is in use."""
+        try:
+            is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.Error:  # a full disk, say: the next write tells its caller
+            return
+        self._has_erased = bool(is_busy)
+
     def _deliver(self, batch: list[_Write]) -> None:
         published = [committed for write in batch for committed in write.published]
-        if published:
-            self._on_commit(published)
-        for write in batch:
-            if write.future.done():
-                continue
-            if write.error is None:
-                write.future.set_result(write.result)
-            else:
-                write.future.set_exception(write.error)
+        try:
+            if published:
+                self._on_commit(published)
+        finally:
+            for write in batch:
+                write.settle()
 
 
 def translated(error: sqlite3.Error) -> RbeeError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from rbee.client import JobClient
@@ -13,6 +13,7 @@ from rbee.contracts.states import JobState
 from rbee.contracts.views import JobView
 from rbee.errors import RbeeError
 from rbee.keeper.exit_codes import EXIT_FAILED, EXIT_FINE, EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from rbee.keeper.local_stack import find_queen
 from rbee.keeper.render import OutputClosed, Screen
 from rbee.keeper.settings import KeeperSettings
 
@@ -20,20 +21,29 @@ CANCEL_WAIT_S = 5.0
 
 
 def client_of(settings: KeeperSettings, url: str, screen: Screen) -> JobClient:
-    """Make the client of a command, which says when its queen is away and when she is back."""
+    """Make the client of a command, which says when its queen is away and when she is back.
+
+    A queen that was found in the home is looked for there again when she has moved; one that was named is not.
+    """
 
     def on_contact(is_there: bool, why: str) -> None:
         if is_there:
-            screen.say("keeper_back", "The queen is back; the log goes on where it was.")
+            screen.say("keeper_back", "The queen is back; going on where it was.")
         else:
             screen.say("keeper_wait", f"The queen cannot be reached ({why}); trying again.")
 
-    return JobClient(url, api_key=settings.api_key, correlation_id=settings.correlation_id, on_contact=on_contact)
+    return JobClient(
+        url,
+        api_key=settings.api_key,
+        correlation_id=settings.correlation_id,
+        on_contact=on_contact,
+        find_url=None if settings.queen_url else partial(find_queen, settings),
+    )
 
 
 async def ask(client: JobClient, operation: Operation, screen: Screen, stop: asyncio.Event) -> int:
     """Submit an operation, draw its log, and return the exit code its end stands for."""
-    accepted = await client.submit(operation, idempotency_key=str(uuid.uuid4()))
+    accepted = await client.submit(operation)
     return await watch(client, accepted.job_id, screen, stop)
 
 

@@ -47,10 +47,14 @@ def console_script(name: str) -> str:
 
 
 def find_queen(settings: KeeperSettings) -> str | None:
-    """Return where the queen is: as the settings name it, else as the home's run file does."""
+    """Return where the queen is: as the settings name it, else as the home's run files do.
+
+    While `rbee up` starts a queen again, its own file names the address, where connections wait for her.
+    """
     if settings.queen_url:
         return settings.queen_url
-    ready = read_ready_file(Home(settings.home.expanduser().absolute()).ready_file(QUEEN))
+    home = Home(settings.home.expanduser().absolute())
+    ready = read_ready_file(home.ready_file(QUEEN)) or _live_stack(home)
     return ready.url if ready else None
 
 
@@ -119,10 +123,16 @@ async def start_in_background(home: Home, screen: Screen, arguments: tuple[str, 
 
 def _usable(home: Home) -> ReadyFile | None:
     """Return a stack, or a queen without one, that can be asked; None also while a stack is starting."""
-    stack = read_ready_file(home.ready_file(STACK))
-    if stack is not None and is_held(up_lock(home)):
+    stack = _live_stack(home)
+    if stack is not None:
         return stack
     return None if is_held(up_lock(home)) else read_ready_file(home.ready_file(QUEEN))
+
+
+def _live_stack(home: Home) -> ReadyFile | None:
+    """Return what a live `rbee up` that was ready once says."""
+    stack = read_ready_file(home.ready_file(STACK))
+    return stack if stack is not None and is_held(up_lock(home)) else None
 
 
 def _spawn_up(home: Home, log: Path, arguments: tuple[str, ...]) -> Child:

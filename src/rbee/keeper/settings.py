@@ -33,6 +33,10 @@ class KeeperSettings(Settings, kw_only=True, frozen=True):
     table: ClassVar[str] = "keeper"
     env: ClassVar[dict[str, str]] = {"queen_port": "QUEEN_PORT", "hive_port": "HIVE_PORT"}
     flags_only: ClassVar[frozenset[str]] = frozenset({"home", "correlation_id"})
+    elsewhere: ClassVar[dict[str, tuple[str, str]]] = {
+        "queen_port": ("queen", "port"),
+        "hive_port": ("hive", "port"),
+    }
 
     queen_url: str | None = None
     correlation_id: str | None = None

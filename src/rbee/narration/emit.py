@@ -31,7 +31,7 @@ def configure(
 
 
 def compose(
-    action: str, message: str, *, level: Level = "info", attempt: int | None = None, **fields: Any
+    action: str, message: str, /, *, level: Level = "info", attempt: int | None = None, **fields: Any
 ) -> bytes:
     """Make the line of an event in the scope of this moment, without writing it."""
     scope, names = current_scope(), _Process.names
@@ -56,7 +56,7 @@ def compose(
 
 
 def narrate(
-    action: str, message: str, *, level: Level = "info", attempt: int | None = None, **fields: Any
+    action: str, message: str, /, *, level: Level = "info", attempt: int | None = None, **fields: Any
 ) -> None:
     """Say one sentence about what this process does; written when the call returns. Never raises.
 

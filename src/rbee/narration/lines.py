@@ -70,7 +70,7 @@ def encode_narration(narration: Narration) -> bytes:
 
 def _plain(narration: Narration) -> Narration:
     """Keep the words and what can be encoded; turn the rest into text."""
-    words = {name: _text(value) for name in _WORDS if isinstance(value := getattr(narration, name), str)}
+    words = {name: _cut(value, None) for name in _WORDS if (value := getattr(narration, name)) is not None}
     fields = {_text(key): _encodable(value) for key, value in (narration.fields or {}).items()}
     return msgspec.structs.replace(narration, fields=fields or None, **words)
 
@@ -95,13 +95,16 @@ def _text_of(value: object) -> str:
 
 def _shortened(narration: Narration, size: int) -> Narration:
     """Cut the words and drop the fields of an event that is too long, and say so in it."""
-    words = {name: _cut(value, limit) for name, limit in _WORDS.items() if (value := getattr(narration, name))}
+    words = {
+        name: _CONTROL.sub("?", _cut(value, limit))  # so that no character takes more than 4 bytes
+        for name, limit in _WORDS.items()
+        if (value := getattr(narration, name)) is not None
+    }
     return msgspec.structs.replace(narration, fields={"shortened_from_bytes": size}, **words)
 
 
-def _cut(value: object, limit: int) -> str:
-    """Return the first `limit` characters, none of which takes more than 4 bytes once encoded."""
-    return plain_text(_text(value if isinstance(value, str) else _text_of(value))[:limit])
+def _cut(value: object, limit: int | None) -> str:
+    return _text(value[:limit]) if isinstance(value, str) else _text_of(value)
 
 
 def plain_text(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 
@@ -44,6 +46,7 @@ async def run(settings: QueenSettings) -> None:
     Raises:
         StartError: The port, the home or the registry cannot be had.
     """
+    os.umask(0o077)  # what is in the home is nobody else's
     stop = stop_signal()
     configure(actor="queen", sink=server_sink())
     home = Home.at(settings.home)
@@ -66,13 +69,23 @@ async def run(settings: QueenSettings) -> None:
             if settings.ready_file is not None:
                 write_ready_file(settings.ready_file, ready)
             narrate("queen_ready", f"Listening on {url}.", url=url, pid=os.getpid(), openai_url=f"{url}/v1")
-            await stop.wait()
+            background = asyncio.ensure_future(service.run())
+            told = asyncio.ensure_future(stop.wait())
+            await asyncio.wait([told, background], return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
             narrate("queen_stop", "Stopping: nothing new is accepted, answers in progress get a moment.")
-            sock.close()
             await service.close(STOP_GRACE_S)
+            await _finish(background)
         await registry.close()
     home.ready_file("queen-rbee").unlink(missing_ok=True)
     lock.release()
+
+
+async def _finish(background: asyncio.Task[None]) -> None:
+    """Cancel what runs for ever; raise what it failed with."""
+    background.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await background
 
 
 if __name__ == "__main__":

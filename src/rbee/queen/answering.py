@@ -3,26 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rbee.contracts.states import HiveState
-from rbee.errors import DeadlineExceededError, HiveLostError, RbeeError, WorkerLostError, error_classes
+from rbee.errors import (
+    DeadlineExceededError,
+    HiveLostError,
+    OverloadedError,
+    RbeeError,
+    UnavailableError,
+    WorkerError,
+    WorkerLostError,
+    error_classes,
+)
 from rbee.queen.hives import HiveBook
 from rbee.queen.settings import QueenSettings
 from rbee.queen.worker_api import WorkerApi
-from rbee.queen.workers import Placement
+from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_EVERY_S = 1.0
+ASK_AGAIN_S = 0.25
 CLOSING_S = 2.0
+CLOSING_MAX_S = 30.0
 
 
 class Answering:
-    """Watches over placed jobs."""
+    """Watches over placed jobs.
 
-    def __init__(self, settings: QueenSettings, book: HiveBook, worker_api: WorkerApi) -> None:
+    Args:
+        settings: The queen's.
+        book: Which hives are live.
+        workers: What is heard of the workers.
+        worker_api: Asks them.
+        on_stuck: Called with a worker that did not stop an answer within `stop_grace_s`; gets rid of it.
+    """
+
+    def __init__(
+        self,
+        settings: QueenSettings,
+        book: HiveBook,
+        workers: WorkerBook,
+        worker_api: WorkerApi,
+        on_stuck: Callable[[str], Awaitable[None]],
+    ) -> None:
         self._settings = settings
         self._book = book
+        self._workers = workers
         self._worker_api = worker_api
+        self._on_stuck = on_stuck
+
+    async def ask(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+        """Ask for a kept answer until the worker has accepted, or its end is known.
+
+        Asking again is harmless: a worker starts the same request once.
+
+        Raises:
+            RbeeError: What the worker refused with.
+            WorkerLostError: It could not be reached for `hive_lost_s`, and nobody told of its end.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.hive_lost_s
+        while not placement.closing.done():
+            try:
+                await self._worker_api.keep(placement, path, body, correlation_id)
+                return
+            except (WorkerLostError, OverloadedError, UnavailableError):  # gone; just freeing a slot; stopping
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
 
     async def closing(self, placement: Placement) -> dict[str, Any]:
         """Wait for the fields of the closing line of a kept answer.
@@ -44,10 +93,7 @@ class Answering:
     def _check_alive(self, placement: Placement, moved_at: float) -> float:
         """Return since when nothing has moved; raises when that is too long ago."""
         now = asyncio.get_running_loop().time()
-        try:
-            hive = self._book.hive(placement.hive_id)
-        except RbeeError:
-            return moved_at
+        hive = self._book.hive(placement.hive_id)
         if self._book.state_of(hive) is not HiveState.LIVE:
             silent_s = self._book.silent_s(hive)
             if silent_s >= self._settings.hive_timeout_s:
@@ -59,40 +105,65 @@ class Answering:
         return moved_at
 
     async def stop(self, placement: Placement, correlation_id: str) -> None:
-        """Stop a kept answer and wait for its closing line, within `stop_grace_s`."""
+        """Stop a kept answer that is not closed yet, and wait for its closing line, within `stop_grace_s`.
+
+        A worker of a live hive that has not freed the slot by then is stopped itself.
+        """
+        if placement.closing.done():
+            return
         await self._worker_api.stop(placement, correlation_id)
-        await asyncio.wait({placement.closing}, timeout=self._settings.stop_grace_s)
+        if self._hive_state(placement) is HiveState.LIVE:
+            done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.stop_grace_s)
+            if not done:
+                await self._on_stuck(placement.worker_id)
+
+    def _hive_state(self, placement: Placement) -> HiveState:
+        try:
+            return self._book.state_of(self._book.hive(placement.hive_id))
+        except RbeeError:  # of an earlier boot, and not heard of since
+            return HiveState.LOST
 
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
-        """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out."""
+        """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.
+
+        While the hive is live, it is waited for until its stream has not moved for 2 s (30 s in all); while it is
+        stale, until it is lost.
+        """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + CLOSING_S
-        while loop.time() < deadline:
-            done, _ = await asyncio.wait({placement.closing}, timeout=LOOK_EVERY_S)
+        moved_at = loop.time()
+        last = moved_at + CLOSING_MAX_S
+        while True:
+            done, _ = await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
             if done:
                 return placement.closing.result() if placement.closing.exception() is None else None
-            try:
-                hive = self._book.hive(placement.hive_id)
-            except RbeeError:
-                return None
-            if self._book.state_of(hive) is HiveState.STALE:
-                deadline = loop.time() + CLOSING_S
-        return None
+            now = loop.time()
+            match self._hive_state(placement):
+                case HiveState.LOST:
+                    return None
+                case HiveState.STALE:
+                    moved_at, last = now, now + CLOSING_MAX_S
+                case HiveState.LIVE:
+                    moved_at = max(moved_at, self._workers.moved_at(placement.hive_id))
+                    if now - moved_at >= CLOSING_S or now >= last:
+                        return None
 
     async def true_cause(self, placement: Placement, error: WorkerLostError) -> RbeeError:
         """Replace `cannot be reached` by how the worker really ended, when its hive tells in time."""
         done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.hive_lost_s)
-        if done:
-            told = placement.closing.exception()
-            if isinstance(told, RbeeError):
-                return told
-        return error
+        if not done:
+            return error
+        told = placement.closing.exception() or failure_of(placement.closing.result())
+        return told if isinstance(told, RbeeError) else error
 
 
 def failure_of(fields: dict[str, Any]) -> RbeeError | None:
-    """Make the error of a closing line whose outcome is `failed`; None for another outcome."""
-    if fields.get("outcome") != "failed":
+    """Make the error of a closing line whose outcome is not `completed`; None for a whole answer."""
+    outcome = fields.get("outcome")
+    if outcome == "completed":
         return None
-    body = fields.get("error") or {}
-    cls = error_classes().get(str(body.get("code")), RbeeError)
-    return cls(str(body.get("message") or "The worker could not answer."), remedy=body.get("remedy"))
+    if outcome != "failed":
+        return WorkerError(f"The worker ended the answer early ({str(outcome)[:40]}).")
+    body = fields.get("error")
+    told = body if isinstance(body, dict) else {}
+    cls = error_classes().get(str(told.get("code")), WorkerError)
+    return cls(str(told.get("message") or "The worker could not answer."), remedy=told.get("remedy"))

@@ -147,23 +147,21 @@ class QueenRoutes:
 
     async def hives(self, request: Request) -> Page[HiveView]:
         """Show all hives."""
-        book, used = self._service.book, self._service.workers.slots_used
-        return Page(data=[hive_view(book, hive, used) for hive in book.hives()])
+        book, workers = self._service.book, self._service.workers
+        return Page(data=[hive_view(book, hive, workers) for hive in book.hives()])
 
     async def hive(self, request: Request) -> HiveView:
         """Show one hive."""
         book = self._service.book
-        return hive_view(book, book.hive(request.path_params["hive_id"]), self._service.workers.slots_used)
+        return hive_view(book, book.hive(request.path_params["hive_id"]), self._service.workers)
 
     async def workers(self, request: Request) -> Page[WorkerView]:
         """Show all workers."""
-        used = self._service.workers.slots_used
-        return Page(data=[worker_view(found, used(found.worker_id)) for found in self._service.book.workers()])
+        return Page(data=[worker_view(found, self._service.workers) for found in self._service.book.workers()])
 
     async def worker(self, request: Request) -> WorkerView:
         """Show one worker."""
-        found = self._service.book.worker(request.path_params["worker_id"])
-        return worker_view(found, self._service.workers.slots_used(found.worker_id))
+        return worker_view(self._service.book.worker(request.path_params["worker_id"]), self._service.workers)
 
     async def heartbeat(self, request: Request) -> HeartbeatAnswer:
         """Take a heartbeat; answer how far the hive's files are committed."""

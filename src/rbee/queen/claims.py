@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
 from rbee.contracts.events import NewEvent, SourceLine, captured_event, decode_source_line, new_event
+from rbee.contracts.heartbeats import SourceHeader
 from rbee.contracts.stretches import Piece
 from rbee.jobs.records import Entry
+
+_BOOT = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_ACTION = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def is_file_of_hive(name: str) -> bool:
+    """Tell whether a hive may call a file of its own narration so: by the id of a boot."""
+    return bool(_BOOT.fullmatch(name)) and name not in ("stdout", "stderr")
 
 
 class Speaker(Struct, frozen=True):
@@ -17,16 +27,18 @@ class Speaker(Struct, frozen=True):
     Attributes:
         source: The file, such as `<worker id>/stdout`.
         log_id: The speaker's own log, where all else goes.
-        is_hive: It is the hive's own file: a hive speaks of every job it was given.
+        is_hive: It is the hive's own file.
         placed: The running jobs placed on this worker, with their attempt.
         started_for: The job the worker was started for.
+        handed: The jobs this hive was given commands for.
     """
 
     source: str
     log_id: str
     is_hive: bool
-    placed: Mapping[str, int]
+    placed: Mapping[str, int] = {}
     started_for: str | None = None
+    handed: Collection[str] = ()
 
     @property
     def stream(self) -> str:
@@ -64,7 +76,7 @@ def hear(piece: Piece, speaker: Speaker, observed_ts: int) -> Heard:
 def _may_speak_of(line: SourceLine, speaker: Speaker) -> bool:
     job_id = line.job_id or ""
     if speaker.is_hive:
-        return True
+        return line.kind == "narration" and job_id in speaker.handed
     if line.attempt is not None:
         return speaker.placed.get(job_id) == line.attempt
     return line.kind == "narration" and (job_id == speaker.started_for or job_id in speaker.placed)
@@ -97,7 +109,7 @@ def _refused(piece: Piece, line: SourceLine, speaker: Speaker, observed_ts: int)
             "level": "warning",
             "fields": {
                 "claimed": True,
-                "action": line.action,
+                "action": line.action if line.action and _ACTION.fullmatch(line.action) else None,
                 "kind": line.kind,
                 "attempt": line.attempt,
                 "length_bytes": len(piece.data),
@@ -120,5 +132,20 @@ def lost_stretch(speaker: Speaker, offset: int, lost_bytes: int, lost_lines: int
             "lost_lines": lost_lines,
         },
     )
-    jobs = [*speaker.placed, *([speaker.started_for] if speaker.started_for else [])]
+    jobs = [*speaker.placed, *([speaker.started_for] if speaker.started_for else []), *speaker.handed]
     return [Entry(log_id, gap) for log_id in dict.fromkeys([speaker.log_id, *jobs])]
+
+
+def refused_stretch(header: SourceHeader, end: int, observed_ts: int) -> NewEvent:
+    """Tell in a hive's log that a file it brought is not one of its own, and was not read."""
+    return new_event(
+        "gap",
+        {
+            "observed_ts": observed_ts,
+            "ts": observed_ts,
+            "reason": "refused",
+            "source": header.source[:128],
+            "lost_bytes": end - header.offset,
+            "lost_lines": header.lost_lines,
+        },
+    )

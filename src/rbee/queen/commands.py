@@ -24,15 +24,26 @@ from rbee.queen.dispatch import Dispatcher
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import Hive, HiveBook
 from rbee.queen.scheduler import why_no_hive
+from rbee.queen.starts import WorkerStarter
+from rbee.queen.workers import WorkerBook
 
 
 class Commands:
     """Runs the operations that a person gives about hives."""
 
-    def __init__(self, book: HiveBook, hives: HiveApi, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        book: HiveBook,
+        workers: WorkerBook,
+        hives: HiveApi,
+        dispatcher: Dispatcher,
+        starter: WorkerStarter,
+    ) -> None:
         self._book = book
+        self._workers = workers
         self._hives = hives
         self._dispatcher = dispatcher
+        self._starter = starter
 
     def handlers(self) -> dict[type[Operation], Handler]:
         """Return the handlers by operation."""
@@ -60,10 +71,24 @@ class Commands:
         return await self._forward(job, self._choose(operation.hive_id).hive_id, operation, phase)
 
     async def worker_stop(self, job: RunningJob) -> dict[str, Any]:
-        """Let the hive that has the worker stop it."""
-        assert isinstance(job.operation, WorkerStop)
-        worker = self._book.worker(job.operation.worker_id)
-        return await self._forward(job, worker.hive.hive_id, job.operation, Phase.STOPPING)
+        """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it."""
+        operation = job.operation
+        assert isinstance(operation, WorkerStop)
+        worker_id = operation.worker_id
+        hive_id = self._book.worker(worker_id).hive.hive_id
+        self._workers.drain(worker_id)
+        try:
+            await self._say_forward(job, hive_id)
+            await job.start(hive_id=hive_id, worker_id=worker_id, phase=Phase.STOPPING)
+            if slots_used := self._workers.slots_used(worker_id):
+                answers = "one answer" if slots_used == 1 else f"{slots_used} answers"
+                wait = f"Waiting up to {operation.drain_s:g} s for {answers} of {worker_id}."
+                await job.narrate("queen_drain", wait, worker_id=worker_id, slots_used=slots_used)
+                await self._workers.until_free(worker_id, operation.drain_s)
+            return await self._run(job, hive_id, operation)
+        finally:
+            self._workers.undrain(worker_id)
+            self._dispatcher.pump()
 
     async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:
         """Start a worker on the hive that was named, or on the one with the most free memory."""
@@ -73,7 +98,7 @@ class Commands:
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
         wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"))
-        worker_id = await self._dispatcher.start_worker(hive_id, wanted, job.job_id)
+        worker_id = await self._starter.start(hive_id, wanted, job.job_id)
         return {"worker_id": worker_id, "hive_id": hive_id}
 
     async def _forward(
@@ -81,9 +106,13 @@ class Commands:
     ) -> dict[str, Any]:
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=phase)
+        return await self._run(job, hive_id, operation)
+
+    async def _run(self, job: RunningJob, hive_id: str, operation: Operation) -> dict[str, Any]:
         return await self._hives.run(
             hive_id,
-            msgspec.structs.replace(operation, parent_job_id=job.job_id, timeout_s=None),
+            msgspec.structs.replace(operation, parent_job_id=job.job_id, timeout_s=None, store=True),
+            job_id=job.job_id,
             correlation_id=job.record.correlation_id,
             idempotency_key=f"{job.job_id}/{job.record.attempt}/{job.record.operation}",
         )

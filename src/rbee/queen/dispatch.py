@@ -6,25 +6,32 @@ import asyncio
 import itertools
 
 from rbee.contracts.ids import new_id
-from rbee.contracts.models import parse_model_ref
-from rbee.contracts.operations import ModelDownload, WorkerSpawn
+from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import HiveState, Phase, WorkerState
-from rbee.errors import HiveLostError, ModelNotFoundError, NoCapacityError, RbeeError, WorkerError
+from rbee.errors import HiveLostError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
 from rbee.jobs.runner import narration_event
-from rbee.narration import scope
+from rbee.narration import narrate
 from rbee.narration.emit import compose, emit
-from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import Hive, HiveBook
-from rbee.queen.scheduler import HiveSpot, Start, Use, Wait, WorkerSpot, place
+from rbee.queen.scheduler import Decision, HiveSpot, Start, Use, Wait, WorkerSpot, place
 from rbee.queen.settings import QueenSettings
-from rbee.queen.workers import Placement, WorkerBook, WorkerExit
+from rbee.queen.starts import WorkerStarter
+from rbee.queen.workers import Placement, WorkerBook
 
-SETTLE_S = 5.0
+LOOK_AGAIN_S = 1.0
 
 
 class Ticket:
-    """One job that waits for its place."""
+    """One job that waits for its place.
+
+    Attributes:
+        placement: Its place, once it has one.
+        why: Why that one.
+        wait: What it waits for.
+        starting: The start that it waits for.
+        error: What that start failed with.
+    """
 
     def __init__(self, job: RunningJob, model: str, order: int) -> None:
         self.job = job
@@ -32,21 +39,38 @@ class Ticket:
         self.key = (-job.record.priority, order)
         self.placement: Placement | None = None
         self.why = ""
-        self.error: RbeeError | None = None
         self.wait: Wait | None = None
-        self.starts: Start | None = None
+        self.starting: Starting | None = None
+        self.error: Exception | None = None
         self.changed = asyncio.Event()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it is still to be decided about."""
+        return self.placement is None and self.error is None
 
 
 class Starting:
-    """A worker that is being started, and the jobs that wait for it, the one it is started for first."""
+    """A worker that is being started for `owner`, and all the jobs that wait for it.
 
-    def __init__(self, hive_id: str, model: str, tickets: list[Ticket]) -> None:
-        self.hive_id = hive_id
-        self.model = model
-        self.tickets = tickets
-        self.worker_id: str | None = None
+    Attributes:
+        worker_id: The worker.
+        task: Does it; None until the owner's log says so.
+        is_given_up: Nobody waits any more; nobody may join.
+    """
+
+    def __init__(self, decision: Start, owner: Ticket) -> None:
+        self.decision = decision
+        self.owner = owner
+        self.tickets = [owner]
+        self.worker_id = new_id("worker")
         self.task: asyncio.Task[None] | None = None
+        self.is_given_up = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Hive and model."""
+        return self.decision.hive_id, self.owner.model
 
     def say(self, phase: Phase) -> None:
         """Take note of how far it is, for the jobs that wait."""
@@ -54,18 +78,25 @@ class Starting:
             ticket.job.wanted_phase = phase
             ticket.changed.set()
 
+    def waiting(self) -> list[str]:
+        """Return the jobs that wait."""
+        return [ticket.job.job_id for ticket in self.tickets]
+
 
 class Dispatcher:
     """Decides with the scheduler, acts through the hives. One event loop owns it."""
 
-    def __init__(self, settings: QueenSettings, book: HiveBook, workers: WorkerBook, hives: HiveApi) -> None:
+    def __init__(
+        self, settings: QueenSettings, book: HiveBook, workers: WorkerBook, starter: WorkerStarter
+    ) -> None:
         self._settings = settings
         self._book = book
         self._workers = workers
-        self._hives = hives
+        self._starter = starter
         self._tickets: list[Ticket] = []
         self._starting: dict[tuple[str, str], Starting] = {}
         self._order = itertools.count()
+        self._pumped_at = 0.0
         book.listen(self.pump)
 
     async def close(self) -> None:
@@ -99,6 +130,7 @@ class Dispatcher:
                 for worker in self._book.workers()
                 if worker.hive.hive_id == hive.hive_id
                 and worker.info.state in {WorkerState.STARTING, WorkerState.READY}
+                and not self._workers.is_draining(worker.worker_id)
             ),
         )
 
@@ -108,58 +140,60 @@ class Dispatcher:
         Give the slot back with `release`.
 
         Raises:
-            NoCapacityError, HiveLostError: No hive could be reached in `hive_timeout_s`.
+            NoCapacityError, HiveLostError: For `hive_timeout_s` no hive could be reached, or none had the memory.
             RbeeError: What starting the worker failed with.
         """
         ticket = Ticket(job, model, next(self._order))
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:
-            forwarded_to = await self._wait_for_place(ticket)
-            assert ticket.placement is not None
-            await self._start_running(ticket, is_forwarded=forwarded_to == ticket.placement.worker_id)
+            placement, started_id = await self._wait_for_place(ticket)
+            await self._start_running(ticket, placement, is_forwarded=started_id == placement.worker_id)
         except BaseException:
             if ticket.placement is not None:
-                self.release(ticket.placement)
+                self._workers.remove(ticket.placement)
             raise
         finally:
             self._leave(ticket)
-        return ticket.placement
+        return placement
 
     def release(self, placement: Placement) -> None:
         """Give a slot back."""
         self._workers.remove(placement)
         self.pump()
 
-    async def _wait_for_place(self, ticket: Ticket) -> str | None:
-        """Wait until the ticket has a placement; returns the worker that was started for it."""
+    async def _wait_for_place(self, ticket: Ticket) -> tuple[Placement, str | None]:
+        """Wait until the ticket has a placement; returns it, and the worker that was started for it."""
         loop = asyncio.get_running_loop()
-        hive_deadline = loop.time() + self._settings.hive_timeout_s
         own: Starting | None = None
+        needs_hive_since = loop.time()
         said = ""
         self.pump()
         while ticket.placement is None:
+            ticket.changed.clear()
             if ticket.error is not None:
                 raise ticket.error
-            if ticket.starts is not None and own is None:
-                own = await self._begin_start(ticket, ticket.starts)
-            elif ticket.wait is not None:
-                if not ticket.wait.is_for_hive:
-                    hive_deadline = loop.time() + self._settings.hive_timeout_s
-                elif loop.time() >= hive_deadline:
-                    raise self._no_hive(ticket.wait)
-                said = await self._say_wait(ticket, ticket.wait, said)
+            starting, wait = ticket.starting, ticket.wait
+            if starting is not None and starting.owner is ticket and starting.task is None:
+                own = starting
+                await self._begin(starting)
+            if wait is None or not wait.needs_hive:
+                needs_hive_since = loop.time()
+            elif loop.time() - needs_hive_since >= self._settings.hive_timeout_s:
+                raise self._no_hive(ticket.model, wait)
+            if wait is not None:
+                said = await self._say_wait(ticket, wait, said)
             await self._say_phase(ticket)
-            ticket.changed.clear()
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(LOOK_AGAIN_S):
                     await ticket.changed.wait()
             except TimeoutError:
-                self.pump()
-        return own.worker_id if own else None
+                if loop.time() - self._pumped_at >= LOOK_AGAIN_S:  # else somebody else has just looked
+                    self.pump()
+        return ticket.placement, own.worker_id if own else None
 
     async def _say_wait(self, ticket: Ticket, wait: Wait, said: str) -> str:
-        reason = wait.why if not wait.is_for_hive else "no hive can be reached"
+        reason = "a hive is needed" if wait.needs_hive else wait.why
         if reason != said:
             await ticket.job.narrate("queen_wait", f"Waiting: {wait.why}.")
             if ticket.job.wanted_phase is None:
@@ -171,15 +205,14 @@ class Dispatcher:
         if phase is not None and phase != ticket.job.record.phase:
             await ticket.job.update(phase=phase)
 
-    def _no_hive(self, wait: Wait) -> RbeeError:
-        text = f"No hive could be reached for {self._settings.hive_timeout_s:g} s: {wait.why}."
-        return HiveLostError(text) if self._book.hives() else NoCapacityError(text)
+    def _no_hive(self, model: str, wait: Wait) -> RbeeError:
+        text = f"No hive could take {model} for {self._settings.hive_timeout_s:g} s: {wait.why}."
+        hives = self._book.hives()
+        is_any_live = any(self._book.state_of(hive) is HiveState.LIVE for hive in hives)
+        return HiveLostError(text) if hives and not is_any_live else NoCapacityError(text)
 
-    async def _start_running(self, ticket: Ticket, *, is_forwarded: bool) -> None:
+    async def _start_running(self, ticket: Ticket, placement: Placement, *, is_forwarded: bool) -> None:
         """Commit the placement, before the worker is asked."""
-        placement = ticket.placement
-        assert placement is not None
-        events = []
         line = compose(
             "queen_forward",
             f"Placed on {placement.worker_id} at {placement.hive_id}: {ticket.why}.",
@@ -187,22 +220,34 @@ class Dispatcher:
             worker_id=placement.worker_id,
             attempt=placement.attempt,
         )
-        if not is_forwarded:
-            events.append(narration_event(line))
         await ticket.job.start(
-            hive_id=placement.hive_id, worker_id=placement.worker_id, phase=Phase.GENERATING, events=events
+            hive_id=placement.hive_id,
+            worker_id=placement.worker_id,
+            phase=Phase.GENERATING,
+            events=[] if is_forwarded else [narration_event(line)],
         )
         if not is_forwarded:
             emit(line)
 
+    # Deciding
+
     def pump(self) -> None:
         """Give every place that is free to the job whose turn it is."""
+        self._pumped_at = asyncio.get_running_loop().time()
+        inventory = self.inventory()
+        waits: dict[str, Wait] = {}  # what one job waits for, the next one of the same model waits for as well
         for ticket in self._tickets:
-            if ticket.placement is None and ticket.error is None:
-                self._decide(ticket)
+            if not ticket.is_waiting:
+                continue
+            decision = waits.get(ticket.model) or place(ticket.model, inventory)
+            if isinstance(decision, Wait):
+                waits[ticket.model] = decision
+            if self._follow(ticket, decision):
+                inventory = self.inventory()
+                waits.clear()
 
-    def _decide(self, ticket: Ticket) -> None:
-        decision = place(ticket.model, self.inventory())
+    def _follow(self, ticket: Ticket, decision: Decision) -> bool:
+        """Do what was decided for a ticket; tells whether that took a slot or began a start."""
         if isinstance(decision, Use):
             attempt = ticket.job.record.attempt + 1
             ticket.placement = self._workers.place(
@@ -210,127 +255,88 @@ class Dispatcher:
             )
             ticket.why = decision.why
             ticket.changed.set()
-        elif ticket.starts is None:
-            if isinstance(decision, Start):
-                ticket.starts = decision
-                ticket.wait = None
-                self._starting[decision.hive_id, ticket.model] = Starting(decision.hive_id, ticket.model, [ticket])
-            else:
-                ticket.wait = decision
-                self._join(ticket)
+            return True
+        if ticket.starting is not None and ticket.starting.owner is ticket:
+            return False
+        if isinstance(decision, Start):
+            if ticket.starting is not None:  # shared with another job; its hive fell silent, and here is one
+                return False
+            starting = ticket.starting = Starting(decision, ticket)
+            self._starting[starting.key] = starting
+            ticket.wait = None
             ticket.changed.set()
+            return True
+        if ticket.wait != decision:
+            ticket.wait = decision
+            ticket.changed.set()
+        self._join(ticket)
+        return False
 
     def _join(self, ticket: Ticket) -> None:
-        """Let a job share the fate of a start that it waits for."""
-        for starting in self._starting.values():
-            is_begun = starting.task is not None
-            if is_begun and starting.model == ticket.model and ticket not in starting.tickets:
-                starting.tickets.append(ticket)
+        """Let a job share the fate of the start that it waits for."""
+        if ticket.starting is None:
+            for starting in self._starting.values():
+                if starting.owner.model == ticket.model and not starting.is_given_up:
+                    ticket.starting = starting
+                    starting.tickets.append(ticket)
+                    return
 
     def _leave(self, ticket: Ticket) -> None:
+        """Take a ticket out; a start that it shared goes on for the others, and ends when there are none."""
         self._tickets.remove(ticket)
-        for starting in list(self._starting.values()):
-            if ticket not in starting.tickets:
-                continue
+        starting = ticket.starting
+        if starting is not None:
+            ticket.starting = None
             starting.tickets.remove(ticket)
-            if starting.task is None:  # it left before anything was begun: whoever is next decides anew
-                del self._starting[starting.hive_id, starting.model]
-            elif not starting.tickets and ticket.placement is None:
+            if starting.task is None and starting.owner is ticket:  # never begun: the others decide anew
+                self._end_start(starting, None)
+            elif not starting.tickets and ticket.placement is None and starting.task is not None:
+                starting.is_given_up = True
                 starting.task.cancel()
         self.pump()
 
-    async def _begin_start(self, ticket: Ticket, decision: Start) -> Starting:
-        starting = self._starting[decision.hive_id, ticket.model]
-        await ticket.job.narrate(
+    # Starting
+
+    async def _begin(self, starting: Starting) -> None:
+        """Say where the worker is started, then start it."""
+        job, decision = starting.owner.job, starting.decision
+        line = compose(
             "queen_forward",
             f"Placed on {decision.hive_id}, which starts a worker: {decision.why}.",
             hive_id=decision.hive_id,
         )
-        starting.task = asyncio.get_running_loop().create_task(self._start(starting, ticket.job.job_id))
-        return starting
+        await job.update(hive_id=decision.hive_id, events=[narration_event(line)])
+        emit(line)
+        if starting.owner.placement is None:  # else a slot became free meanwhile
+            starting.task = asyncio.get_running_loop().create_task(self._start(starting))
 
-    async def _start(self, starting: Starting, job_id: str) -> None:
+    async def _start(self, starting: Starting) -> None:
         wanted = WorkerSpawn(
-            model=starting.model, slots=self._settings.slots, context_tokens=self._settings.context_tokens
+            model=starting.owner.model,
+            worker_id=starting.worker_id,
+            slots=self._settings.slots,
+            context_tokens=self._settings.context_tokens,
         )
+        failure: Exception | None = None
         try:
-            await self.start_worker(starting.hive_id, wanted, job_id, starting)
-        except RbeeError as error:
-            for ticket in starting.tickets:
-                ticket.error = error
-                ticket.changed.set()
+            await self._starter.start(
+                starting.decision.hive_id,
+                wanted,
+                starting.owner.job.job_id,
+                say=starting.say,
+                waiting=starting.waiting,
+            )
+        except Exception as error:  # noqa: BLE001  # raised in the task of each job that waits
+            failure = error
+            if not starting.tickets:
+                narrate("queen_start_failed", f"A worker could not be started: {error}", level="error")
         finally:
-            self._starting.pop((starting.hive_id, starting.model), None)
+            self._end_start(starting, failure)
             self.pump()
 
-    async def start_worker(
-        self, hive_id: str, wanted: WorkerSpawn, job_id: str, starting: Starting | None = None
-    ) -> str:
-        """Bring the model to a hive where it is missing, start a worker there and wait until it is ready.
-
-        Args:
-            hive_id: Where.
-            wanted: With which model, slots and context.
-            job_id: The job it is for; the start-up story goes to its log.
-            starting: Who else waits for it.
-
-        Raises:
-            RbeeError: Why it could not be started.
-        """
-        with scope(job_id=job_id) as here:
-            correlation_id = here.correlation_id or ""
-            await self._bring_model(hive_id, wanted.model, job_id, correlation_id, starting)
-            if starting is not None:
-                starting.say(Phase.STARTING_WORKER)
-            worker_id = wanted.worker_id or new_id("worker")
-            if starting is not None:
-                starting.worker_id = worker_id
-            ended = await self._workers.add(worker_id, hive_id, wanted.model, job_id)
-            spawn = WorkerSpawn(
-                model=wanted.model,
-                worker_id=worker_id,
-                slots=wanted.slots,
-                context_tokens=wanted.context_tokens,
-                parent_job_id=job_id,
-            )
-            try:
-                await self._hives.run(
-                    hive_id, spawn, correlation_id=correlation_id, idempotency_key=f"{job_id}/{worker_id}/spawn"
-                )
-                await self._until_ready(worker_id, ended)
-            except WorkerError:
-                await asyncio.wait({ended}, timeout=SETTLE_S)  # so that the job's log has the worker's end first
-                raise
-            self._workers.started(worker_id)
-            return worker_id
-
-    async def _bring_model(
-        self, hive_id: str, model: str, job_id: str, correlation_id: str, starting: Starting | None
-    ) -> None:
-        held = {found.model for found in self._book.hive(hive_id).heartbeat.models}
-        if model in held or parse_model_ref(model).source == "file":
-            return
-        if self._settings.pull == "never":
-            raise ModelNotFoundError(
-                f"{hive_id} does not have {model}, and pull is set to never.",
-                remedy=f"Pull it first: rbee models pull {model}.",
-            )
-        if starting is not None:
-            starting.say(Phase.DOWNLOADING_MODEL)
-        await self._hives.run(
-            hive_id,
-            ModelDownload(model=model, parent_job_id=job_id),
-            correlation_id=correlation_id,
-            idempotency_key=f"{job_id}/{new_id('job')}/download",
-        )
-
-    async def _until_ready(self, worker_id: str, ended: asyncio.Future[WorkerExit]) -> None:
-        """Wait for the heartbeat that tells how to reach a worker its hive called ready."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.hive_timeout_s
-        while not self._book.has_ready(worker_id):
-            if ended.done():
-                raise ended.result().error()
-            if loop.time() >= deadline:
-                raise HiveLostError(f"The hive of {worker_id} was silent after it had started it.")
-            await self._book.changed(0.5)
+    def _end_start(self, starting: Starting, failure: Exception | None) -> None:
+        self._starting.pop(starting.key, None)
+        for ticket in starting.tickets:
+            ticket.starting = None
+            ticket.error = failure
+            ticket.changed.set()

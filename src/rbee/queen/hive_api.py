@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
 from rbee.client import JobClient
+from rbee.client.answers import reason_of
 from rbee.contracts.operations import Operation
 from rbee.errors import HiveLostError, InternalError, RbeeError, UnavailableError, error_classes
 from rbee.queen.hives import Hive, HiveBook
+from rbee.queen.workers import WorkerBook
 
 ATTEMPT_S = 5.0
 RETRY_S = 0.5
@@ -22,10 +22,17 @@ class HiveApi:
     """Gives hives their commands."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, book: HiveBook, *, api_key: str | None, timeout_s: float
+        self,
+        session: aiohttp.ClientSession,
+        book: HiveBook,
+        workers: WorkerBook,
+        *,
+        api_key: str | None,
+        timeout_s: float,
     ) -> None:
         self._session = session
         self._book = book
+        self._workers = workers
         self._api_key = api_key
         self._timeout_s = timeout_s
 
@@ -39,57 +46,70 @@ class HiveApi:
         )
 
     async def run(
-        self, hive_id: str, operation: Operation, *, correlation_id: str, idempotency_key: str
+        self, hive_id: str, operation: Operation, *, job_id: str, correlation_id: str, idempotency_key: str
     ) -> dict[str, Any]:
         """Give a hive a job and wait for its end; returns the result.
 
         A cancelled wait cancels the hive's job. A hive that does not answer is asked again for as long as
         the settings allow.
 
+        Args:
+            hive_id: Which hive.
+            operation: What to do.
+            job_id: The job it belongs to, of which the hive may speak from now on.
+            correlation_id: That job's.
+            idempotency_key: Makes asking again harmless.
+
         Raises:
-            HiveLostError: It could not be reached in that time.
+            HiveLostError: It could not be reached in that time, or was started again meanwhile.
             RbeeError: What the hive's job failed with.
         """
-        async with self._reaching(hive_id) as hive:
-            client = self._client(hive, correlation_id)
-            accepted = await self._submit(client, hive_id, operation, idempotency_key)
-            try:
-                async for event in client.follow(accepted):
-                    if event["kind"] == "end":
-                        return result_of(event)
-            except asyncio.CancelledError:
-                await self._cancel(client, accepted)
-                raise
-            raise InternalError(f"The log of {accepted} at {hive_id} ended without an end.")
-
-    @asynccontextmanager
-    async def _reaching(self, hive_id: str) -> AsyncIterator[Hive]:
-        hive = self._book.hive(hive_id)
+        self._workers.hand(hive_id, job_id)
+        hive, accepted = await self._submit(hive_id, operation, correlation_id, idempotency_key)
+        client = self._client(hive, correlation_id)
         try:
-            yield hive
+            return result_of(await self._until_end(client, hive, accepted))
+        except asyncio.CancelledError:
+            await self._cancel(client, accepted)
+            raise
+        except HiveLostError:
+            raise
         except UnavailableError as error:
-            if isinstance(error, HiveLostError):
-                raise
-            raise HiveLostError(
-                f"The hive {hive_id} at {hive.heartbeat.url} could not be reached for {self._timeout_s:g} s: "
-                f"{error.message}"
-            ) from error
+            raise self._lost(hive_id, error.message) from error
 
-    async def _submit(self, client: JobClient, hive_id: str, operation: Operation, idempotency_key: str) -> str:
-        """Submit until the hive answers; the idempotency key makes asking again harmless."""
+    async def _submit(
+        self, hive_id: str, operation: Operation, correlation_id: str, idempotency_key: str
+    ) -> tuple[Hive, str]:
+        """Submit until the hive answers, wherever it is by then; returns who took it, and the hive's job."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         while True:
+            hive = self._book.hive(hive_id)
+            client = self._client(hive, correlation_id)
             try:
                 async with asyncio.timeout_at(min(deadline, loop.time() + ATTEMPT_S)):
-                    return (await client.submit(operation, idempotency_key=idempotency_key)).job_id
+                    return hive, (await client.submit(operation, idempotency_key=idempotency_key)).job_id
             except (UnavailableError, TimeoutError) as error:
                 if loop.time() + RETRY_S >= deadline:
-                    said = error.message if isinstance(error, RbeeError) else "it does not answer"
-                    raise HiveLostError(
-                        f"The hive {hive_id} could not be reached for {self._timeout_s:g} s: {said}"
-                    ) from error
+                    raise self._lost(hive_id, _why(error)) from error
             await self._book.changed(RETRY_S)
+
+    async def _until_end(self, client: JobClient, hive: Hive, accepted: str) -> dict[str, Any]:
+        """Follow the hive's job to its end; one of an earlier start of the hive ended with that."""
+        following = asyncio.ensure_future(_end_of(client, accepted))
+        try:
+            while not following.done():
+                await asyncio.wait({following}, timeout=RETRY_S)
+                boot_id = self._book.hive(hive.hive_id).heartbeat.boot_id
+                if not following.done() and boot_id != hive.heartbeat.boot_id:
+                    raise HiveLostError(f"The hive {hive.hive_id} ended while it did this.")
+            return following.result()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    def _lost(self, hive_id: str, why: str) -> HiveLostError:
+        return HiveLostError(f"The hive {hive_id} could not be reached for {self._timeout_s:g} s: {why}")
 
     async def _cancel(self, client: JobClient, job_id: str) -> None:
         try:
@@ -97,6 +117,19 @@ class HiveApi:
                 await client.cancel(job_id)
         except (RbeeError, TimeoutError):
             pass  # a hive that cannot be reached ends the worker by itself, by its keep-alive
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, RbeeError) and error.__cause__ is None:
+        return error.message
+    return f"{reason_of(error.__cause__ or error)}."
+
+
+async def _end_of(client: JobClient, job_id: str) -> dict[str, Any]:
+    async for event in client.follow(job_id):
+        if event["kind"] == "end":
+            return event
+    raise InternalError(f"The log of {job_id} at {client.base_url} ended without an end.")
 
 
 def result_of(end: dict[str, Any]) -> dict[str, Any]:

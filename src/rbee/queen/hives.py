@@ -13,6 +13,7 @@ from rbee.contracts.heartbeats import Heartbeat, WorkerInfo
 from rbee.contracts.states import HiveState, WorkerState
 from rbee.contracts.views import HiveView, WorkerView
 from rbee.errors import NotFoundError
+from rbee.queen.workers import WorkerBook
 
 
 class Hive(Struct, frozen=True):
@@ -53,12 +54,16 @@ class HiveBook:
 
     def beat(self, hive_id: str, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; the first one is the registration."""
+        listed = {worker.worker_id for worker in heartbeat.workers}
+        if hive_id in self._hives:
+            self._gone -= {worker.worker_id for worker in self._hives[hive_id].heartbeat.workers} - listed
         self._hives[hive_id] = Hive(hive_id, heartbeat, self._clock())
         self._tell()
 
     def worker_gone(self, worker_id: str) -> None:
-        """Leave a worker out from now on, whatever an older heartbeat says."""
-        self._gone.add(worker_id)
+        """Leave a worker out for as long as a heartbeat still names it."""
+        if any(info.worker_id == worker_id for hive in self._hives.values() for info in hive.heartbeat.workers):
+            self._gone.add(worker_id)
         self._tell()
 
     def _tell(self) -> None:
@@ -109,40 +114,43 @@ class HiveBook:
                 if info.worker_id not in self._gone:
                     yield Worker(hive, info)
 
-    def worker(self, worker_id: str) -> Worker:
-        """Return one worker.
+    def worker(self, worker_id: str, hive_id: str | None = None) -> Worker:
+        """Return one worker, of that hive where one is named.
 
         Raises:
             NotFoundError: No hive has it.
         """
         for worker in self.workers():
-            if worker.worker_id == worker_id:
+            if worker.worker_id == worker_id and hive_id in (None, worker.hive.hive_id):
                 return worker
         raise NotFoundError(f"There is no worker {worker_id}.", param="worker_id")
 
-    def has_ready(self, worker_id: str) -> bool:
+    def has_ready(self, worker_id: str, hive_id: str) -> bool:
         """Tell whether a worker can be asked."""
         return any(
-            worker.worker_id == worker_id and worker.info.state is WorkerState.READY for worker in self.workers()
+            (worker.worker_id, worker.hive.hive_id) == (worker_id, hive_id)
+            and worker.info.state is WorkerState.READY
+            for worker in self.workers()
         )
 
 
-def worker_view(worker: Worker, slots_used: int) -> WorkerView:
+def worker_view(worker: Worker, workers: WorkerBook) -> WorkerView:
     """Show a worker; `slots_used` is what this queen has placed on it."""
     info = worker.info
+    is_draining = info.state is WorkerState.READY and workers.is_draining(info.worker_id)
     return WorkerView(
         worker_id=info.worker_id,
         hive_id=worker.hive.hive_id,
         model=info.model,
-        state=info.state,
+        state=WorkerState.DRAINING if is_draining else info.state,
         purpose=info.purpose,
         slots=info.slots,
-        slots_used=slots_used,
+        slots_used=workers.slots_used(info.worker_id),
         pid=info.pid,
     )
 
 
-def hive_view(book: HiveBook, hive: Hive, slots_used: Callable[[str], int]) -> HiveView:
+def hive_view(book: HiveBook, hive: Hive, workers: WorkerBook) -> HiveView:
     """Show a hive with its workers."""
     beat = hive.heartbeat
     values: dict[str, Any] = {
@@ -154,9 +162,7 @@ def hive_view(book: HiveBook, hive: Hive, slots_used: Callable[[str], int]) -> H
         "devices": beat.devices,
         "models": beat.models,
         "workers": [
-            worker_view(worker, slots_used(worker.worker_id))
-            for worker in book.workers()
-            if worker.hive.hive_id == hive.hive_id
+            worker_view(worker, workers) for worker in book.workers() if worker.hive.hive_id == hive.hive_id
         ],
         "last_heartbeat_s": round(book.silent_s(hive), 3),
     }

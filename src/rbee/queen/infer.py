@@ -10,11 +10,10 @@ import msgspec
 
 from rbee.contracts.events import encode_json
 from rbee.contracts.operations import Infer
-from rbee.errors import InternalError, RbeeError, WorkerLostError
+from rbee.errors import InternalError, RbeeError
 from rbee.jobs import JobRegistry, RunningJob
 from rbee.queen.answering import Answering, failure_of
 from rbee.queen.dispatch import Dispatcher
-from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
 
 CHAT_PATH = "/v1/chat/completions"
@@ -24,12 +23,9 @@ _PASSED_ON = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ig
 class InferHandler:
     """Runs `infer` jobs."""
 
-    def __init__(
-        self, registry: JobRegistry, dispatcher: Dispatcher, worker_api: WorkerApi, answering: Answering
-    ) -> None:
+    def __init__(self, registry: JobRegistry, dispatcher: Dispatcher, answering: Answering) -> None:
         self._registry = registry
         self._dispatcher = dispatcher
-        self._worker_api = worker_api
         self._answering = answering
 
     async def __call__(self, job: RunningJob) -> dict[str, Any]:
@@ -48,13 +44,14 @@ class InferHandler:
     async def _answer(self, job: RunningJob, operation: Infer, placement: Placement) -> dict[str, Any]:
         correlation_id = job.record.correlation_id
         try:
-            await self._worker_api.keep(placement, CHAT_PATH, encode_json(chat_body(operation)), correlation_id)
+            await self._answering.ask(placement, CHAT_PATH, encode_json(chat_body(operation)), correlation_id)
             return await self._answering.closing(placement)
-        except (asyncio.CancelledError, RbeeError) as error:
-            if isinstance(error, WorkerLostError):
-                raise await self._answering.true_cause(placement, error) from error
-            if not placement.closing.done():
+        except asyncio.CancelledError:
+            if job.stop is not None:  # else the queen ends: her next start sees to what the worker still does
                 await self._answering.stop(placement, correlation_id)
+            raise
+        except RbeeError:
+            await self._answering.stop(placement, correlation_id)
             raise
 
     async def _result(self, job: RunningJob, placement: Placement, fields: dict[str, Any]) -> dict[str, Any]:

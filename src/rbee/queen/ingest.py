@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterator
 
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.events import SourceLine
+from rbee.contracts.events import NewEvent, SourceLine
 from rbee.contracts.heartbeats import SourceHeader
-from rbee.contracts.stretches import split
+from rbee.contracts.stretches import Piece, split
 from rbee.errors import InvalidRequestError
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
-from rbee.queen.claims import hear, lost_stretch
+from rbee.queen.claims import Speaker, hear, lost_stretch, refused_stretch
+from rbee.queen.worker_exits import kept_exit
 from rbee.queen.workers import WorkerBook
 
 BATCH_BYTES_MAX = 4 * 1024 * 1024
+STRETCHES_MAX = 4096
 _header = msgspec.json.Decoder(SourceHeader)
 
 
@@ -27,6 +30,11 @@ class Stretch(Struct, frozen=True):
 
     header: SourceHeader
     data: bytes
+
+    @property
+    def end(self) -> int:
+        """The offset behind it."""
+        return self.header.offset + (self.header.lost_bytes or len(self.data))
 
 
 class _Read(Struct):
@@ -47,11 +55,13 @@ def parse_batch(body: bytes) -> Iterator[Stretch]:
         newline = body.find(b"\n", position)
         try:
             header = _header.decode(body[position : newline if newline >= 0 else len(body)])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequestError(f"A stretch has no usable header: {error}.") from None
         data = body[newline + 1 : newline + 1 + header.bytes] if newline >= 0 else b""
-        if len(data) != header.bytes or header.offset < 0:
-            raise InvalidRequestError(f"The stretch of {header.source} has {len(data)} of {header.bytes} bytes.")
+        if len(data) != header.bytes:
+            raise InvalidRequestError(f"A stretch has {len(data)} of the {header.bytes} bytes that it announces.")
+        if header.bytes and header.lost_bytes:
+            raise InvalidRequestError("A stretch has either `bytes` or `lost_bytes`.")
         yield Stretch(header, data)
         position = newline + 1 + header.bytes if newline >= 0 else len(body)
 
@@ -69,57 +79,80 @@ class Ingest:
 
         No line is refused with an error: what cannot be used goes to its speaker's log, and the cursor moves.
         """
+        stretches = list(itertools.islice(parse_batch(body), STRETCHES_MAX + 1))
+        if len(stretches) > STRETCHES_MAX:
+            raise InvalidRequestError(f"A batch has at most {STRETCHES_MAX} stretches.")
         async with self._locks.setdefault(hive_id, asyncio.Lock()):
-            return await self._take(hive_id, list(parse_batch(body)))
+            return await self._take(hive_id, stretches)
 
     async def _take(self, hive_id: str, stretches: list[Stretch]) -> dict[str, int]:
         observed_ts = time.time_ns()
-        sources = {stretch.header.source for stretch in stretches}
-        known = await self._registry.store.cursors(sources)
-        reads: list[_Read] = []
+        known = await self._registry.store.cursors({stretch.header.source for stretch in stretches})
+        cursors: dict[str, int] = {}
         positions = dict(known)
+        reads: list[_Read] = []
+        refused: list[NewEvent] = []
         for stretch in stretches:
-            read = self._read(stretch, hive_id, positions, observed_ts)
+            source, speaker = stretch.header.source, self._workers.speaker(stretch.header.source, hive_id)
+            if speaker is None:  # not this hive's to bring: it goes nowhere, and is not brought again
+                cursors[source] = max(cursors.get(source, 0), stretch.end)
+                refused.append(refused_stretch(stretch.header, stretch.end, observed_ts))
+                continue
+            if source in known:
+                cursors.setdefault(source, known[source][0])
+            read = _read(stretch, speaker, self._workers, positions.get(source), observed_ts)
             if read is not None:
-                positions[stretch.header.source] = (read.batch.next_cursor, read.batch.next_part)
+                positions[source] = (read.batch.next_cursor, read.batch.next_part)
                 reads.append(read)
-        cursors = {source: cursor for source, (cursor, _) in known.items()}
         cursors |= await self._registry.store.ingest([read.batch for read in reads])
-        for read in reads:
-            self._act(read)
-        await self._workers.settle(observed_ts)
+        if refused:
+            await self._registry.append(hive_id, refused)
+        self._act(hive_id, reads)
+        await self._workers.settle()
         return cursors
 
-    def _read(
-        self, stretch: Stretch, hive_id: str, positions: dict[str, tuple[int, int]], observed_ts: int
-    ) -> _Read | None:
-        """Cut a stretch at the cursor; None when it is a repeat, or lies beyond the cursor."""
-        header, data = stretch.header, stretch.data
-        cursor, part = positions.get(header.source, (header.offset, 0))
-        speaker = self._workers.speaker(header.source, hive_id)
-        if header.lost_bytes and header.offset <= cursor < header.offset + header.lost_bytes:
-            end = header.offset + header.lost_bytes
-            entries = lost_stretch(speaker, cursor, end - cursor, header.lost_lines, observed_ts)
-            return _Read(SourceBatch(header.source, cursor, end, 0, entries), [])
-        if header.offset > cursor or header.offset + len(data) <= cursor:
-            return None
-        found = split(data[cursor - header.offset :], offset=cursor, part=part, final=True)
-        entries_heard: list[Entry] = []
-        believed: list[tuple[str, SourceLine]] = []
-        ended: list[WorkerRecord] = []
-        for piece in found.pieces:
-            heard = hear(piece, speaker, observed_ts)
-            if speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit":
-                ended.append(self._workers.ended_record(piece.data))
-                continue
-            entries_heard.append(heard.entry)
-            if heard.line is not None and heard.line.job_id is not None:
-                believed.append((speaker.log_id, heard.line))
-        batch = SourceBatch(header.source, cursor, found.offset, found.part, entries_heard, ended)
-        return _Read(batch, believed)
+    def _act(self, hive_id: str, reads: list[_Read]) -> None:
+        if reads:
+            self._workers.moved(hive_id)
+        for read in reads:
+            for speaker, line in read.believed:
+                self._workers.heard(speaker, line)
+            for record in read.batch.ended_workers:
+                self._workers.exited(record)
 
-    def _act(self, read: _Read) -> None:
-        for speaker, line in read.believed:
-            self._workers.heard(speaker, line)
-        for record in read.batch.ended_workers:
-            self._workers.exited(record)
+
+def _read(
+    stretch: Stretch, speaker: Speaker, workers: WorkerBook, position: tuple[int, int] | None, observed_ts: int
+) -> _Read | None:
+    """Cut a stretch at the cursor; None when it is a repeat, or lies beyond the cursor."""
+    header = stretch.header
+    cursor, part = position or (header.offset, 0)
+    if not header.offset <= cursor < stretch.end:
+        return None
+    if header.lost_bytes:
+        entries = lost_stretch(speaker, cursor, stretch.end - cursor, header.lost_lines, observed_ts)
+        return _Read(SourceBatch(header.source, cursor, stretch.end, 0, entries), [])
+    found = split(stretch.data[cursor - header.offset :], offset=cursor, part=part, final=True)
+    entries, believed, ended = _judged(found.pieces, speaker, workers, observed_ts)
+    return _Read(SourceBatch(header.source, cursor, found.offset, found.part, entries, ended), believed)
+
+
+def _judged(
+    pieces: list[Piece], speaker: Speaker, workers: WorkerBook, observed_ts: int
+) -> tuple[list[Entry], list[tuple[str, SourceLine]], list[WorkerRecord]]:
+    """Decide about each piece: where it goes, what is believed of it, and which ends of workers are kept back."""
+    entries: list[Entry] = []
+    believed: list[tuple[str, SourceLine]] = []
+    ended: list[WorkerRecord] = []
+    for piece in pieces:
+        heard = hear(piece, speaker, observed_ts)
+        if speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit":
+            kept = kept_exit(piece.data, source=speaker.source, offset=piece.offset, observed_ts=observed_ts)
+            record = workers.ended_record(kept, speaker.log_id)
+            if record is not None:
+                ended.append(record)
+                continue
+        entries.append(heard.entry)
+        if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
+            believed.append((speaker.log_id, heard.line))
+    return entries, believed, ended

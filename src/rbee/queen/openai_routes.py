@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from rbee.contracts.models import KNOWN_MODELS
 from rbee.contracts.operations import ChatCompletion
+from rbee.contracts.states import WorkerState
 from rbee.errors import (
     InvalidRequestError,
     ModelNotFoundError,
@@ -61,7 +62,8 @@ class OpenAIRoutes:
 
     async def models(self, request: Request) -> dict[str, Any]:
         """List models: those loaded, those on a disk, and those known by name."""
-        loaded = {worker.info.model for worker in self._service.book.workers()}
+        workers = self._service.book.workers()
+        loaded = {worker.info.model for worker in workers if worker.info.state is WorkerState.READY}
         on_disk = {found.model for hive in self._service.book.hives() for found in hive.heartbeat.models}
         names = sorted({*loaded, *on_disk, *KNOWN_MODELS})
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rbee.client.answers import read_bounded
 from rbee.contracts.events import encode_json
 from rbee.contracts.views import ErrorAnswer
-from rbee.errors import InternalError, RbeeError, UnavailableError, WorkerLostError
+from rbee.errors import InternalError, RbeeError, UnavailableError, WorkerError, WorkerLostError
 from rbee.http.errors import error_response
 from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
@@ -21,6 +23,9 @@ from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
 
 PASSED_HEADERS = ("content-type", "cache-control", "x-accel-buffering")
+EVENT_STREAM = "text/event-stream"
+FRAME_BYTES_MAX = 8 * 1024 * 1024
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Relay:
@@ -69,17 +74,38 @@ class Relay:
         try:
             async with self._worker_api.relay(placement, path, body, job.record.correlation_id) as answer:
                 headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
-                await caller.start(answer.status, headers)
-                async for chunk, _ in answer.content.iter_chunks():
-                    if chunk:
-                        await caller.send(chunk)
+                if answer.content_type == EVENT_STREAM:
+                    await caller.start(answer.status, headers)
+                    async for frames in whole_frames(answer.content.iter_any()):
+                        await caller.send(frames)
+                else:
+                    whole = await read_bounded(answer, ANSWER_BYTES_MAX)
+                    await caller.start(answer.status, headers)
+                    await caller.send(whole)
             await caller.finish()
         except WorkerLostError as error:
             raise await self._answering.true_cause(placement, error) from error
-        except (asyncio.CancelledError, RbeeError):
+        except asyncio.CancelledError:
+            if job.stop is not None:  # else the queen ends
+                await self._answering.relayed_closing(placement)
+            raise
+        except RbeeError:
             # The worker has stopped by now: refused, or left by us. Its closing line comes before the end.
             await self._answering.relayed_closing(placement)
             raise
+
+
+async def whole_frames(parts: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield the frames of an event stream as they come, none cut in two; one that never ends is held back."""
+    held = b""
+    async for part in parts:
+        held += part
+        end = held.rfind(b"\n\n") + 2
+        if end > 1:
+            yield held[:end]
+            held = held[end:]
+        if len(held) > FRAME_BYTES_MAX:
+            raise WorkerError(f"A frame of the answer has more than {FRAME_BYTES_MAX} bytes.")
 
 
 class _Caller:

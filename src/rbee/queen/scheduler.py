@@ -53,10 +53,14 @@ class Start(Struct, frozen=True):
 
 
 class Wait(Struct, frozen=True):
-    """Nothing can be done now; `why` says what for. `is_for_hive`: no hive can be reached."""
+    """Nothing can be done now; `why` says what for.
+
+    Attributes:
+        needs_hive: Nothing that runs can change it: a hive has to come (back), or memory has to become free.
+    """
 
     why: str
-    is_for_hive: bool = False
+    needs_hive: bool = False
 
 
 Decision = Use | Start | Wait
@@ -77,7 +81,7 @@ def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None
     wanted = [hive for hive in hives if hive_id is None or hive.hive_id == hive_id]
     live = [hive for hive in wanted if hive.is_live]
     if not live:
-        return Wait(why_no_hive(wanted), is_for_hive=True)
+        return Wait(why_no_hive(wanted), needs_hive=True)
     serving = [(hive, worker) for hive in live for worker in hive.workers if worker.model == model]
     free = [pair for pair in serving if pair[1].is_ready and pair[1].slots_used < pair[1].slots]
     if free:
@@ -97,8 +101,9 @@ def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None
         return Wait(f"a worker for {model} is being started")
     fitting = [hive for hive in live if _fits(hive, model)]
     if not fitting:
-        return Wait("; ".join(_why_not(hive, model) for hive in live))
-    best = max(fitting, key=lambda hive: (model in hive.model_sizes, hive.memory_free_bytes, hive.hive_id))
+        is_busy = any(hive.workers or hive.starting for hive in live)
+        return Wait("; ".join(_why_not(hive, model) for hive in live), needs_hive=not is_busy)
+    best = max(fitting, key=lambda hive: (model in hive.model_sizes, _free_bytes(hive), hive.hive_id))
     return Start(best.hive_id, f"no worker has {model} loaded, and {best.hive_id} has the memory for it")
 
 
@@ -116,12 +121,18 @@ def why_no_hive(hives: list[HiveSpot]) -> str:
 
 def _fits(hive: HiveSpot, model: str) -> bool:
     size = hive.model_sizes.get(model)
-    return size is None or memory_needed_bytes(size) <= hive.memory_free_bytes
+    return size is None or memory_needed_bytes(size) <= _free_bytes(hive)
+
+
+def _free_bytes(hive: HiveSpot) -> int:
+    """Return the memory that is free, less what the workers that are being started will take of it."""
+    taken = (memory_needed_bytes(hive.model_sizes.get(model, 0)) for model in hive.starting)
+    return max(0, hive.memory_free_bytes - sum(taken))
 
 
 def _why_not(hive: HiveSpot, model: str) -> str:
     needed = memory_needed_bytes(hive.model_sizes[model])
     return (
-        f"{hive.hive_id} has {hive.memory_free_bytes // 2**20} MiB of memory free, "
+        f"{hive.hive_id} has {_free_bytes(hive) // 2**20} MiB of memory free, "
         f"and {model} needs {needed // 2**20} MiB"
     )

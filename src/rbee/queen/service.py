@@ -7,14 +7,13 @@ from typing import Any
 
 import aiohttp
 
-from rbee.contracts.ids import new_id
+from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
-from rbee.contracts.states import JobState, Reason, WorkerState
-from rbee.errors import GoneError, QueenLostError
-from rbee.jobs import JobFilter, JobRegistry, JobRunner
+from rbee.errors import RbeeError, UnavailableError
+from rbee.jobs import JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
-from rbee.jobs.runner import error_body, narration_event
+from rbee.jobs.runner import narration_event
 from rbee.narration import narrate, scope
 from rbee.narration.emit import compose, emit
 from rbee.queen.answering import Answering
@@ -22,14 +21,15 @@ from rbee.queen.commands import Commands
 from rbee.queen.dispatch import Dispatcher
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import HiveBook
+from rbee.queen.idle import IdleWorkers
 from rbee.queen.infer import InferHandler
 from rbee.queen.ingest import Ingest
+from rbee.queen.leftovers import Leftovers
 from rbee.queen.relay import Relay
 from rbee.queen.settings import QueenSettings
+from rbee.queen.starts import WorkerStarter
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import WorkerBook
-
-LOOK_FOR_IDLE_S = 5.0
 
 
 class QueenService:
@@ -41,71 +41,42 @@ class QueenService:
         self.settings = settings
         self.registry = registry
         self.boot_id = boot_id
-        self.book = HiveBook(stale_s=settings.hive_stale_s, lost_s=settings.hive_lost_s)
-        self.workers = WorkerBook(registry, self.book.worker_gone)
-        self.ingest = Ingest(registry, self.workers)
-        hives = HiveApi(session, self.book, api_key=settings.api_key, timeout_s=settings.hive_timeout_s)
-        self.dispatcher = Dispatcher(settings, self.book, self.workers, hives)
-        worker_api = WorkerApi(session, self.book)
-        answering = Answering(settings, self.book, worker_api)
-        infer = InferHandler(registry, self.dispatcher, worker_api, answering)
-        commands = Commands(self.book, hives, self.dispatcher)
+        self.is_closing = False
+        book = self.book = HiveBook(stale_s=settings.hive_stale_s, lost_s=settings.hive_lost_s)
+        workers = self.workers = WorkerBook(registry, book.worker_gone)
+        self.ingest = Ingest(registry, workers)
+        hives = HiveApi(session, book, workers, api_key=settings.api_key, timeout_s=settings.hive_timeout_s)
+        starter = WorkerStarter(settings, book, workers, hives)
+        dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter)
+        worker_api = WorkerApi(session, book)
+        answering = Answering(settings, book, workers, worker_api, self._stop_stuck)
+        infer = InferHandler(registry, dispatcher, answering)
+        commands = Commands(book, workers, hives, dispatcher, starter)
         handlers: dict[type[Any], Any] = {Infer: infer, **commands.handlers()}
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
-        self.relay = Relay(self.runner, self.dispatcher, worker_api, answering)
-        self._idle: asyncio.Task[None] | None = None
+        self.relay = Relay(self.runner, dispatcher, worker_api, answering)
+        self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
+        self._leftovers = Leftovers(
+            registry, self.runner, book, workers, dispatcher, answering, wait_s=settings.hive_lost_s
+        )
 
     async def open(self) -> None:
         """Take up what an earlier boot left: what ran is lost, what waited is placed again."""
-        await self.workers.load()
-        for record in await self._all(JobState.RUNNING):
-            await self._end_lost(record, "The queen ended while this job was running.")
-        for record in reversed(await self._all(JobState.QUEUED)):
-            await self._place_again(record)
-        self._idle = asyncio.get_running_loop().create_task(self._stop_idle_workers())
+        await self._leftovers.take_up()
+
+    async def run(self) -> None:
+        """Do what a queen does on her own, until cancelled; what goes wrong in it is raised."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._idle.run())
+            group.create_task(self._leftovers.stop_orphans())
+            await asyncio.Event().wait()
 
     async def close(self, grace_s: float) -> None:
-        """Give answers in progress `grace_s` seconds, then leave what is not done on disk."""
-        if self._idle is not None:
-            self._idle.cancel()
-            await asyncio.gather(self._idle, return_exceptions=True)
+        """Accept nothing new, give answers in progress `grace_s` seconds, then leave the rest on disk."""
+        self.is_closing = True
         await self.runner.close(grace_s)
         await self.dispatcher.close()
         self.registry.hub.close()
-
-    async def _all(self, state: JobState) -> list[JobRecord]:
-        found: list[JobRecord] = []
-        before: str | None = None
-        while True:
-            page = await self.registry.store.find(JobFilter(state=state, before=before, limit=500))
-            found.extend(page)
-            if len(page) < 500:
-                return found
-            before = page[-1].job_id
-
-    async def _place_again(self, record: JobRecord) -> None:
-        if not record.is_kept:
-            await self._end_lost(record, "The queen ended before this call was answered.")
-            return
-        try:
-            operation = await self.registry.operation(record.job_id)
-        except GoneError:
-            await self._end_lost(record, "The queen ended, and this job's request is no longer kept.")
-            return
-        self.runner.launch(record, operation)
-
-    async def _end_lost(self, record: JobRecord, message: str) -> None:
-        with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-            line = compose("queen_failed", message, level="error")
-        await self.registry.end(
-            record.job_id,
-            JobState.FAILED,
-            reason=Reason.QUEEN_LOST,
-            message=message,
-            error=error_body(QueenLostError(message)),
-            events=[narration_event(line)],
-        )
-        emit(line)
 
     # Accepting
 
@@ -122,9 +93,12 @@ class QueenService:
         """Make a job of a request; on disk when this returns.
 
         Raises:
+            UnavailableError: The queen is stopping.
             ModelNotFoundError: No source knows the model that it names.
             RbeeError: See `JobRegistry.create`.
         """
+        if self.is_closing:
+            raise UnavailableError("The queen is stopping.", retry_after_s=1.0)
         model = self._model_of(operation)
         job_id = new_id("job")
         with scope(job_id=job_id, correlation_id=correlation_id, model=model):
@@ -170,33 +144,33 @@ class QueenService:
 
     # On its own
 
-    async def _stop_idle_workers(self) -> None:
-        """Stop workers that nobody has needed for `keep_alive_s`."""
-        loop = asyncio.get_running_loop()
-        busy_at: dict[str, float] = {}
-        while self.settings.keep_alive_s >= 0:
-            await asyncio.sleep(min(LOOK_FOR_IDLE_S, self.settings.keep_alive_s + 0.1))
-            now = loop.time()
-            present = {worker.worker_id: worker for worker in self.book.workers()}
-            busy_at = {worker_id: busy_at.get(worker_id, now) for worker_id in present}
-            for worker_id, worker in present.items():
-                if self.workers.slots_used(worker_id) or worker.info.state is not WorkerState.READY:
-                    busy_at[worker_id] = now
-                elif now - busy_at[worker_id] >= self.settings.keep_alive_s:
-                    busy_at[worker_id] = now
-                    await self._stop_idle(worker_id)
-
     async def _stop_idle(self, worker_id: str) -> None:
-        with scope(job_id=None, correlation_id=None):
-            narrate("queen_stop_idle", f"{worker_id} has been idle for {self.settings.keep_alive_s:g} s.")
-        operation = WorkerStop(worker_id=worker_id)
-        record = await self.accept(
-            operation,
-            correlation_id=new_id("job").replace("job-", "idle-"),
-            is_correlation_id_replaced=False,
-            principal="queen",
+        said = f"{worker_id} has been idle for {self.settings.keep_alive_s:g} s."
+        await self._stop_worker("queen_stop_idle", said, WorkerStop(worker_id=worker_id))
+
+    async def _stop_stuck(self, worker_id: str) -> None:
+        said = (
+            f"{worker_id} did not stop an answer within {self.settings.stop_grace_s:g} s, so it is stopped itself."
         )
-        self.launch(record, operation)
+        await self._stop_worker("queen_stop_stuck", said, WorkerStop(worker_id=worker_id, drain_s=0))
+
+    async def _stop_worker(self, action: str, message: str, operation: WorkerStop) -> None:
+        """Stop a worker by a job of the queen's own; from here on nothing more is placed on the worker."""
+        self.workers.drain(operation.worker_id)
+        with scope(job_id=None, correlation_id=None, model=None):
+            narrate(action, message, worker_id=operation.worker_id)
+            try:
+                record = await self.accept(
+                    operation,
+                    correlation_id=new_correlation_id(),
+                    is_correlation_id_replaced=False,
+                    principal="queen",
+                )
+            except RbeeError as error:  # too many jobs, a full disk, the queen's end: the next look tries again
+                self.workers.undrain(operation.worker_id)
+                narrate("queen_stop_refused", f"It could not be asked for: {error.message}", level="warning")
+            else:
+                self.launch(record, operation)
 
 
 def _describe(operation: AnyOperation, model: str | None) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-import msgspec
 
-from rbee.contracts.views import ErrorAnswer
-from rbee.errors import RbeeError, WorkerError, WorkerLostError, error_classes
+from rbee.client.answers import error_of
+from rbee.errors import RbeeError, WorkerLostError
 from rbee.queen.hives import HiveBook
 from rbee.queen.workers import Placement
 
 CONNECT_S = 5.0
-ANSWER_BYTES_MAX = 1024 * 1024
 
 
 class WorkerApi:
@@ -27,7 +24,7 @@ class WorkerApi:
 
     def _address(self, placement: Placement, correlation_id: str) -> tuple[str, dict[str, str]]:
         try:
-            info = self._book.worker(placement.worker_id).info
+            info = self._book.worker(placement.worker_id, placement.hive_id).info
         except RbeeError as error:
             raise WorkerLostError(f"The worker {placement.worker_id} is gone.") from error
         headers = {
@@ -84,7 +81,7 @@ class WorkerApi:
                 if answer.status >= 400:
                     raise await error_of(answer)
                 yield answer
-        except (aiohttp.ClientError, asyncio.IncompleteReadError) as error:
+        except aiohttp.ClientError as error:
             raise unreachable(placement, error) from error
 
 
@@ -94,14 +91,3 @@ def unreachable(placement: Placement, error: BaseException) -> WorkerLostError:
         f"The worker {placement.worker_id} cannot be reached ({type(error).__name__}).",
         details={"worker_id": placement.worker_id},
     )
-
-
-async def error_of(answer: aiohttp.ClientResponse) -> RbeeError:
-    """Make the error that a worker answered with."""
-    body = await answer.content.read(ANSWER_BYTES_MAX)
-    try:
-        told = msgspec.json.decode(body, type=ErrorAnswer).error
-    except msgspec.MsgspecError:
-        return WorkerError(f"The worker answered {answer.status} with something that is no error of rbee's.")
-    cls = error_classes().get(told.code, WorkerError)
-    return cls(told.message, remedy=told.remedy or None, param=told.param)

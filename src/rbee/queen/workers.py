@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from rbee.contracts.events import SourceLine, captured_event
-from rbee.errors import WorkerLostError
+from rbee.contracts.events import SourceLine
+from rbee.contracts.ids import is_id
 from rbee.jobs import JobRegistry
-from rbee.jobs.records import WorkerRecord
-from rbee.queen.claims import Speaker
+from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
+from rbee.queen.claims import Speaker, is_file_of_hive
+from rbee.queen.worker_exits import WorkerExit, exit_event, read_exit
+
+# A hive may still speak of so many jobs that it was given commands for; of older ones the ends are long told.
+HANDED_MAX = 4096
 
 
 class Placement:
@@ -39,41 +42,12 @@ class Placement:
             self.closing.exception()  # a relayed job may have ended without asking
 
 
-class WorkerExit(Struct, frozen=True):
-    """How a worker ended, as its hive said."""
+class _Start:
+    """A worker that is not ready yet: the future of its end, and who waits for it."""
 
-    worker_id: str
-    message: str
-    exit_code: int | None
-    signal: str | None
-    last_lines: list[str]
-    sources: dict[str, int]
-
-    def error(self) -> WorkerLostError:
-        """Make the error that ends the jobs on it."""
-        return WorkerLostError(
-            self.message,
-            details={
-                "worker_id": self.worker_id,
-                "exit_code": self.exit_code,
-                "signal": self.signal,
-                "last_lines": self.last_lines[-20:],
-            },
-        )
-
-
-def read_exit(line: bytes) -> WorkerExit:
-    """Read a hive's `worker_exit` line."""
-    decoded: dict[str, Any] = msgspec.json.decode(line)
-    fields = decoded.get("fields", {})
-    return WorkerExit(
-        worker_id=str(decoded.get("worker_id")),
-        message=str(decoded.get("message")),
-        exit_code=fields.get("exit_code"),
-        signal=fields.get("signal"),
-        last_lines=[str(text) for text in fields.get("last_lines", [])],
-        sources={str(name): int(size) for name, size in fields.get("sources", {}).items()},
-    )
+    def __init__(self, waiting: Callable[[], list[str]]) -> None:
+        self.ended: asyncio.Future[WorkerExit] = asyncio.get_running_loop().create_future()
+        self.waiting = waiting
 
 
 class WorkerBook:
@@ -84,21 +58,50 @@ class WorkerBook:
         self._on_gone = on_gone
         self._records: dict[str, WorkerRecord] = {}
         self._placements: dict[str, dict[str, Placement]] = {}
-        self._start_failures: dict[str, asyncio.Future[WorkerExit]] = {}
+        self._handed: dict[str, dict[str, None]] = {}
+        self._starts: dict[str, _Start] = {}
+        self._draining: set[str] = set()
+        self._moved_at: dict[str, float] = {}
+        self._freed = asyncio.Event()
         self._settling = asyncio.Lock()
 
     async def load(self) -> None:
         """Read what an earlier boot knew."""
         self._records = {record.worker_id: record for record in await self._registry.store.workers()}
 
-    async def add(self, worker_id: str, hive_id: str, model: str, job_id: str) -> asyncio.Future[WorkerExit]:
-        """Commit a worker before its hive is asked for it; returns a future of its end."""
+    # Starting
+
+    async def add(
+        self, worker_id: str, hive_id: str, model: str, job_id: str, waiting: Callable[[], list[str]]
+    ) -> asyncio.Future[WorkerExit]:
+        """Commit a worker before its hive is asked for it; returns a future of its end.
+
+        Args:
+            worker_id: The worker.
+            hive_id: Where it is to run.
+            model: What it is to load.
+            job_id: The job it is started for, of which it may speak.
+            waiting: Tells the jobs that wait for it; they are told its end as well.
+        """
         record = WorkerRecord(worker_id, hive_id, model, job_id)
         await self._registry.store.put_worker(record)
         self._records[worker_id] = record
-        ended: asyncio.Future[WorkerExit] = asyncio.get_running_loop().create_future()
-        self._start_failures[worker_id] = ended
-        return ended
+        start = self._starts[worker_id] = _Start(waiting)
+        return start.ended
+
+    def started(self, worker_id: str) -> None:
+        """Take note that nobody waits for the worker's start any more."""
+        start = self._starts.pop(worker_id, None)
+        if start is not None:
+            start.ended.cancel()
+
+    async def forget(self, worker_id: str) -> None:
+        """Forget a worker that never came to be."""
+        self.started(worker_id)
+        if self._records.pop(worker_id, None) is not None:
+            await self._registry.store.forget_worker(worker_id)
+
+    # Slots
 
     def place(self, job_id: str, worker_id: str, hive_id: str, attempt: int) -> Placement:
         """Let a worker speak of a job from now on."""
@@ -111,80 +114,131 @@ class WorkerBook:
         placed = self._placements.get(placement.worker_id, {})
         if placed.get(placement.job_id) is placement:
             del placed[placement.job_id]
+            if not placed:
+                del self._placements[placement.worker_id]
+            freed, self._freed = self._freed, asyncio.Event()
+            freed.set()
 
     def slots_used(self, worker_id: str) -> int:
         """Return how many jobs are on a worker."""
         return len(self._placements.get(worker_id, {}))
 
-    def speaker(self, source: str, hive_id: str) -> Speaker:
-        """Return who wrote a file of a hive, and of which jobs it may speak."""
-        owner = source.partition("/")[0]
+    def drain(self, worker_id: str) -> None:
+        """Have nothing more placed on a worker."""
+        self._draining.add(worker_id)
+
+    def undrain(self, worker_id: str) -> None:
+        """Let a worker be placed on again, if it still lives."""
+        self._draining.discard(worker_id)
+
+    def is_draining(self, worker_id: str) -> bool:
+        """Tell whether nothing more is placed on a worker."""
+        return worker_id in self._draining
+
+    async def until_free(self, worker_id: str, timeout_s: float) -> bool:
+        """Wait until no job is on a worker; false after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.slots_used(worker_id):
+                    await self._freed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # Hearing
+
+    def hand(self, hive_id: str, job_id: str) -> None:
+        """Let a hive speak of a job that it is given a command for."""
+        handed = self._handed.setdefault(hive_id, {})
+        handed.pop(job_id, None)
+        handed[job_id] = None
+        if len(handed) > HANDED_MAX:
+            del handed[next(iter(handed))]
+
+    def speaker(self, source: str, hive_id: str) -> Speaker | None:
+        """Return who wrote a file of a hive, and of which jobs it may speak; None when it is not the hive's."""
+        owner, _, name = source.partition("/")
         if owner == hive_id:
-            return Speaker(source=source, log_id=hive_id, is_hive=True, placed={})
+            handed = self._handed.get(hive_id, {})
+            return Speaker(source, hive_id, is_hive=True, handed=handed) if is_file_of_hive(name) else None
         record = self._records.get(owner)
-        placed = self._placements.get(owner, {})
-        return Speaker(
-            source=source,
-            log_id=owner,
-            is_hive=False,
-            placed={job_id: placement.attempt for job_id, placement in placed.items()},
-            started_for=record.job_id if record and record.hive_id == hive_id else None,
-        )
+        if not is_id("worker", owner) or name not in ("stdout", "stderr"):
+            return None
+        if record is not None and record.hive_id != hive_id:
+            return None
+        placed = {
+            job_id: placement.attempt
+            for job_id, placement in self._placements.get(owner, {}).items()
+            if placement.hive_id == hive_id
+        }
+        return Speaker(source, owner, is_hive=False, placed=placed, started_for=record.job_id if record else None)
 
     def heard(self, worker_id: str, line: SourceLine) -> None:
         """Take note of a committed line of a worker."""
         placement = self._placements.get(worker_id, {}).get(line.job_id or "")
-        if placement is None:
+        if placement is None or line.attempt != placement.attempt:
             return
         if line.kind == "token":
             placement.heard_at = asyncio.get_running_loop().time()
         elif line.action == "worker_inference" and not placement.closing.done():
             placement.closing.set_result(line.fields)
 
-    def ended_record(self, line: bytes) -> WorkerRecord:
-        """Return the record that keeps a worker's end until all that it said has come down the road."""
-        worker_id = read_exit(line).worker_id
-        record = self._records.get(worker_id)
-        if record is None:
-            record = WorkerRecord(worker_id, str(msgspec.json.decode(line).get("hive_id")), "")
-        return msgspec.structs.replace(record, exit_line=line)
+    def moved(self, hive_id: str) -> None:
+        """Take note that a hive's stream moved."""
+        self._moved_at[hive_id] = asyncio.get_running_loop().time()
+
+    def moved_at(self, hive_id: str) -> float:
+        """Return the loop time at which a hive's stream moved last, 0 before the first time."""
+        return self._moved_at.get(hive_id, 0.0)
+
+    # Ends
+
+    def ended_record(self, kept: bytes, hive_id: str) -> WorkerRecord | None:
+        """Return the record that keeps a worker's end until all that it said has come down the road.
+
+        None when the line tells no end, not that of a worker of this hive, or nothing new.
+        """
+        ended = read_exit(kept)
+        if ended is None:
+            return None
+        record = self._records.get(ended.worker_id) or WorkerRecord(ended.worker_id, hive_id, "")
+        before = read_exit(record.exit_line) if record.exit_line is not None else None
+        if record.hive_id != hive_id or (before is not None and (ended.is_unknown or not before.is_unknown)):
+            return None
+        return msgspec.structs.replace(record, exit_line=kept)
 
     def exited(self, record: WorkerRecord) -> None:
         """Take note of a committed end."""
         self._records[record.worker_id] = record
 
-    async def settle(self, observed_ts: int) -> None:
+    async def settle(self) -> None:
         """Tell the ends of those workers whose files have been read to their last byte."""
         async with self._settling:
             for record in [record for record in self._records.values() if record.exit_line is not None]:
-                assert record.exit_line is not None
-                ended = read_exit(record.exit_line)
+                ended = read_exit(record.exit_line or b"")
+                assert ended is not None, "only lines that can be read are kept"
                 cursors = await self._registry.store.cursors(ended.sources)
                 if all(cursors.get(name, (0, 0))[0] >= size for name, size in ended.sources.items()):
-                    await self._tell_end(record, ended, observed_ts)
+                    await self._tell_end(record, ended)
 
-    async def _tell_end(self, record: WorkerRecord, ended: WorkerExit, observed_ts: int) -> None:
-        assert record.exit_line is not None
-        event = captured_event(
-            record.exit_line, source=f"{record.hive_id}/exit", offset=0, observed_ts=observed_ts
-        )
-        placements = list(self._placements.get(record.worker_id, {}).values())
-        waiting = self._start_failures.pop(record.worker_id, None)
-        logs = [record.worker_id, *(placement.job_id for placement in placements)]
-        if waiting is not None and not waiting.done() and record.job_id:
-            logs.append(record.job_id)
-        for log_id in dict.fromkeys(logs):
-            await self._registry.append(log_id, [event])
-        await self._registry.store.forget_worker(record.worker_id)
-        del self._records[record.worker_id]
-        self._on_gone(record.worker_id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(ended)
+    async def _tell_end(self, record: WorkerRecord, ended: WorkerExit) -> None:
+        """Write the end into every log concerned, once however often it is told, then let go of the worker."""
+        worker_id = record.worker_id
+        self._on_gone(worker_id)  # nothing is placed on it from here on
+        placements = list(self._placements.get(worker_id, {}).values())
+        start = self._starts.get(worker_id)
+        logs = [worker_id, *(placement.job_id for placement in placements)]
+        if start is not None:
+            logs += [record.job_id] if record.job_id else []
+            logs += start.waiting()
+        event = exit_event(record.exit_line or b"")
+        entries = [Entry(log_id, event) for log_id in dict.fromkeys(logs)]
+        await self._registry.store.ingest([SourceBatch(f"{worker_id}/exit", 0, 1, 0, entries)])
+        await self._registry.store.forget_worker(worker_id)
+        self._records.pop(worker_id, None)
+        self._starts.pop(worker_id, None)
+        self._draining.discard(worker_id)
+        if start is not None and not start.ended.done():
+            start.ended.set_result(ended)
         for placement in placements:
             placement.fail(ended.error())
-
-    def started(self, worker_id: str) -> None:
-        """Take note that a worker is ready: its end is no failed start any more."""
-        waiting = self._start_failures.pop(worker_id, None)
-        if waiting is not None:
-            waiting.cancel()

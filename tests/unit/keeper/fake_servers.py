@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 _SCRIPT = """#!{python}
-import http.server, json, os, pathlib, signal, socket, sys
+import http.server, json, os, pathlib, signal, socket, sys, time
 
 program = os.path.basename(sys.argv[0])
-mode = os.environ.get("FAKE_" + program.replace("-", "_").upper(), "")
 home = pathlib.Path(os.environ["RBEE_HOME"])
+named = home / ("mode-" + program)  # for lives to come
+mode = named.read_text() if named.exists() else os.environ.get("FAKE_" + program.replace("-", "_").upper(), "")
 story = open(home / "story", "a", buffering=1)
 
 def told_to_stop(number, frame):
@@ -23,6 +24,10 @@ print(program, "says hello", flush=True)
 if mode == "fails":
     print("the reason", file=sys.stderr, flush=True)
     sys.exit(3)
+if mode.isdecimal():
+    sys.exit(int(mode))
+while mode == "held" and not (home / "go").exists():
+    time.sleep(0.01)
 sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--listen-fd") + 1]))
 host, port = sock.getsockname()
 url = "http://%s:%d" % (host, port)
@@ -37,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print('{{"v":1,"kind":"narration","actor":"hive","action":"hive_dies","message":"Alas."}}')
             print("the last word", flush=True)
             os._exit(9)
+        if self.path == "/kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         body = json.dumps({{"data": [hive], "next": None}}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -19,7 +19,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flag_beats_environment_beats_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in turn."""
-    (tmp_path / "rbee.toml").write_text('[keeper]\nqueen_url = "http://file"\nhive_port = 1\n')
+    (tmp_path / "rbee.toml").write_text('[keeper]\nqueen_url = "http://file"\n[hive]\nport = 1\n')
     options = GlobalOptions(home=tmp_path)
     assert (options.settings().queen_url, options.settings().hive_port) == ("http://file", 1)
     monkeypatch.setenv("RBEE_QUEEN_URL", "http://env")

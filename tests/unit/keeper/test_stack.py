@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
 import os
 import socket
 import sys
-import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from tests.unit.keeper.fake_servers import install_fakes
+from tests.unit.keeper.running_stack import RunningStack, running
 
 from rbee.contracts.home import Home, read_ready_file
 from rbee.errors import StartError
 from rbee.keeper.local_stack import last_lines, up_lock
-from rbee.keeper.render import Screen
-from rbee.keeper.settings import KeeperSettings
-from rbee.keeper.stack import run_stack
 from rbee.keeper.strays import servers_of
 from rbee.processes import is_held
 
@@ -29,57 +22,6 @@ from rbee.processes import is_held
 @pytest.fixture(autouse=True)
 def _fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(install_fakes(tmp_path / "bin")))
-
-
-class Announcement(io.StringIO):
-    """A stdout that tells when something is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.came = asyncio.Event()
-
-    def write(self, text: str) -> int:
-        """Take what is written."""
-        self.came.set()
-        return super().write(text)
-
-
-class Running:
-    """A stack under test."""
-
-    def __init__(self, root: Path, *, is_drawn: bool = False, queen_port: int | None = 0) -> None:
-        self.home = Home.at(root / "home")
-        self.ready_file = root / "ready.json"
-        self.out, self.err = Announcement(), io.StringIO()
-        self.stop = asyncio.Event()
-        filled = KeeperSettings(home=self.home.root, queen_port=queen_port, hive_port=0)
-        screen = Screen(self.out, self.err)
-        self.task = asyncio.ensure_future(
-            run_stack(filled, screen, self.stop, ready_file=self.ready_file, is_drawn=is_drawn)
-        )
-
-    async def until_ready(self) -> None:
-        """Wait until it announces itself, or ends."""
-        announced = asyncio.ensure_future(self.out.came.wait())
-        await asyncio.wait({announced, self.task}, return_when=asyncio.FIRST_COMPLETED)
-        announced.cancel()
-        assert not self.task.done(), self.err.getvalue()
-
-    @property
-    def story(self) -> list[str]:
-        """What the servers noted."""
-        return (self.home.root / "story").read_text().splitlines()
-
-
-@asynccontextmanager
-async def running(root: Path, *, is_drawn: bool = False, queen_port: int = 0) -> AsyncIterator[Running]:
-    """Run a stack, and stop it when the test forgets to."""
-    stack = Running(root, is_drawn=is_drawn, queen_port=queen_port)
-    try:
-        yield stack
-    finally:
-        stack.stop.set()
-        await asyncio.gather(stack.task, return_exceptions=True)
 
 
 async def test_ready_stack_announces_itself(tmp_path: Path) -> None:
@@ -109,21 +51,6 @@ async def test_stop_ends_queen_then_hive_and_removes_run_files(tmp_path: Path) -
     assert [path.name for path in stack.home.run.iterdir()] == ["rbee.lock"]
     assert not stack.ready_file.exists()
     assert not is_held(up_lock(stack.home))
-
-
-async def test_dead_server_is_told_and_the_other_stopped(tmp_path: Path) -> None:
-    """With exit code and last lines; exit code 1."""
-    async with running(tmp_path) as stack:
-        await stack.until_ready()
-        url = json.loads(stack.ready_file.read_text())["hive_url"]
-        with pytest.raises(OSError):
-            await asyncio.to_thread(urllib.request.urlopen, url + "/die")
-        assert await stack.task == 1
-    told = stack.err.getvalue()
-    assert "rbee: rbee-hive ended with exit code 9; stopping the rest.\n" in told
-    assert "    | [hive      ] hive_dies: Alas.\n    | the last word\n" in told
-    assert stack.story[-1] == "queen-rbee stops"
-    assert servers_of(stack.home) == []
 
 
 @pytest.mark.parametrize("program", ["queen-rbee", "rbee-hive"])
@@ -176,7 +103,7 @@ async def test_default_port_that_is_taken_gives_way(tmp_path: Path, monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("rbee.keeper.stack.QUEEN_PORT", port)
-        stack = Running(tmp_path, queen_port=None)
+        stack = RunningStack(tmp_path, queen_port=None)
         await stack.until_ready()
         stack.stop.set()
         await stack.task
@@ -187,7 +114,7 @@ async def test_second_stack_of_a_home_is_refused(tmp_path: Path) -> None:
     """The first goes on."""
     async with running(tmp_path) as first:
         await first.until_ready()
-        second = Running(tmp_path)
+        second = RunningStack(tmp_path)
         with pytest.raises(StartError, match="runs already"):
             await second.task
         assert read_ready_file(first.home.ready_file("rbee")) is not None

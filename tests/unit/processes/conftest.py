@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_stage import Stage
+from tests.unit.processes.process_stage import Stage
 
 
 @pytest.fixture

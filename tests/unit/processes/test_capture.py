@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process_stage import LIMIT_S
+from tests.unit.processes.process_stage import LIMIT_S
 
 from rbee.contracts.events import MAX_LINE_BYTES
 from rbee.errors import StartError

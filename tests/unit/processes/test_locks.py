@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from process_stage import LIMIT_S, Stage
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.processes import Child, FileLock, is_held
 

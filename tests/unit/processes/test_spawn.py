@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_stage import LIMIT_S, Stage
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.errors import ConfigurationError, StartError
 from rbee.processes import ExitStatus, adopt, machine_boot_id, require_linux, spawn

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_stage import LIMIT_S, Stage
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.errors import InternalError
 from rbee.processes import ExitStatus, stop_tree, tree

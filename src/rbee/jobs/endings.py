@@ -1,0 +1,87 @@
+"""How a job comes to its end, and how a fault of ours is kept under a number."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import uuid
+from typing import Any
+
+from msgspec import Struct
+
+from rbee.contracts.events import Level
+from rbee.contracts.states import JobState, Reason
+from rbee.contracts.views import ErrorBody
+from rbee.errors import InternalError, RbeeError
+
+
+class Stop(Struct, frozen=True):
+    """Why a running job is to stop."""
+
+    state: JobState
+    reason: Reason
+    message: str
+    error: RbeeError | None = None
+
+
+class Ending(Struct, frozen=True):
+    """How a job ends; `word` closes its log's last sentence (`queen_complete`)."""
+
+    state: JobState
+    reason: Reason
+    message: str
+    word: str
+    level: Level
+    result: dict[str, Any] | None = None
+    error: RbeeError | None = None
+
+
+USER_STOP = Stop(JobState.CANCELLED, Reason.USER, "Cancelled by the caller.")
+
+
+def completed(result: dict[str, Any] | None) -> Ending:
+    """End with a result."""
+    return Ending(JobState.COMPLETED, Reason.OK, "The job is complete.", "complete", "info", result=result)
+
+
+def stopped(stop: Stop) -> Ending:
+    """End as a stop says."""
+    is_cancel = stop.state is JobState.CANCELLED
+    word = "cancelled" if is_cancel else "failed"
+    return Ending(
+        stop.state, stop.reason, stop.message, word, "warning" if is_cancel else "error", error=stop.error
+    )
+
+
+def failed(error: RbeeError) -> Ending:
+    """End with an error."""
+    return Ending(JobState.FAILED, Reason(error.reason), error.message, "failed", "error", error=error)
+
+
+def incident(error: BaseException, where: str = "a job") -> InternalError:
+    """Keep a fault of ours on stderr under a number, and return the error that tells the number."""
+    number = uuid.uuid4().hex[:12]
+    print(f"incident {number} in {where}:", file=sys.stderr)  # noqa: T201  # the program's own fault log
+    traceback.print_exception(error)
+    return InternalError(
+        f"Something went wrong inside rbee ({type(error).__name__}, incident {number}).",
+        remedy=f"Report it with the lines behind 'incident {number}' in the server's log.",
+    )
+
+
+def error_body(error: RbeeError) -> ErrorBody:
+    """Show an error as servers answer it and logs keep it."""
+    known = {
+        key: error.details[key]
+        for key in ("worker_id", "exit_code", "signal", "last_lines")
+        if error.details.get(key) is not None
+    }
+    return ErrorBody(
+        message=error.message,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        retryable=error.retryable,
+        remedy=error.remedy,
+        **known,
+    )

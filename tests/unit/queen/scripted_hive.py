@@ -1,0 +1,301 @@
+"""A whole queen in memory, and hives on real ports whose commands and workers do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from tests.unit.queen.queen_stage import GIB, MODEL, closing, heartbeat, stretch, token, worker_info
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from rbee.contracts.heartbeats import WorkerInfo
+from rbee.contracts.ids import new_boot_id, new_id
+from rbee.contracts.operations import (
+    AnyOperation,
+    HiveCheck,
+    Infer,
+    ModelDownload,
+    Operation,
+    WorkerSpawn,
+    WorkerStop,
+    parse_operation,
+)
+from rbee.errors import RbeeError
+from rbee.http.auth import Door
+from rbee.http.job_routes import JobRoutes
+from rbee.http.routes import Route, build_app, read_body
+from rbee.http.serve import bind, serving, url_of
+from rbee.jobs import JobRegistry, JobRunner, RunningJob
+from rbee.jobs.records import JobRecord
+from rbee.narration.emit import captured_narration
+from rbee.narration.sinks import ListSink
+from rbee.queen.app import make_app
+from rbee.queen.service import QueenService
+from rbee.queen.settings import QueenSettings
+
+WAIT_S = 10.0
+
+
+class ScriptedHive:
+    """A hive, and the fronts of its workers, behind one address.
+
+    Attributes:
+        commands: What it was asked for, in order.
+        may_go_on: Commands wait for it; set at first.
+        failure: What commands fail with.
+        workers: What its heartbeats say of workers.
+        asked: The bodies and headers of the answers that were asked of its workers.
+        refusals: What its workers refuse the next answers with.
+        stopped: The ids of the requests that were stopped.
+        frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
+        left: Set when the caller of a relayed answer has left.
+        answer_late_s: How long the next command's acceptance takes.
+    """
+
+    def __init__(self, service: QueenService, registry: JobRegistry, *, free: int, models: dict[str, int]) -> None:
+        self.hive_id = new_id("hive")
+        self.boot_id = new_boot_id()
+        self.url = ""
+        self.free = free
+        self.models = models
+        self.registry = registry
+        self.commands: list[Operation] = []
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.failure: Exception | None = None
+        self.workers: list[WorkerInfo] = []
+        self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
+        self.refusals: list[RbeeError] = []
+        self.stopped: list[str] = []
+        self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.media = "text/event-stream"
+        self.left = asyncio.Event()
+        self.answer_late_s = 0.0
+        self._service = service
+        self._offsets: dict[str, int] = {}
+        handlers: dict[type[Any], Any] = {
+            WorkerSpawn: self._spawn,
+            WorkerStop: self._stop,
+            ModelDownload: self._other,
+            HiveCheck: self._other,
+        }
+        self.runner = JobRunner(registry, actor="hive", owner="hive", handlers=handlers)
+
+    def app(self) -> Any:
+        """Return what it answers with."""
+        jobs = JobRoutes(self.registry, self.runner, self._submit).table()
+        return build_app(
+            [
+                *jobs,
+                Route(method="POST", path="/v1/chat/completions", endpoint=self._answer, summary="Answer."),
+                Route(method="DELETE", path="/requests/{request_id}", endpoint=self._unask, summary="Stop."),
+            ],
+            Door(api_key=None, hosts=frozenset(), origins=frozenset()),
+            title="scripted hive",
+        )
+
+    # As a hive
+
+    def beat(self, *, url: str | None = None) -> None:
+        """Send a heartbeat."""
+        beat = heartbeat(
+            *self.workers, url=url or self.url, boot_id=self.boot_id, free=self.free, models=self.models
+        )
+        self._service.book.beat(self.hive_id, beat)
+
+    def has_worker(self, worker_id: str | None = None, *, slots: int = 2, model: str = MODEL) -> str:
+        """Have a ready worker, and say so."""
+        worker_id = worker_id or new_id("worker")
+        self.workers.append(worker_info(worker_id, url=self.url, slots=slots, model=model))
+        self.beat()
+        return worker_id
+
+    async def say(self, source: str, *lines: bytes) -> None:
+        """Bring lines of a file: `<worker id>/stdout`, or a boot of its own."""
+        data, offset = b"".join(lines), self._offsets.get(source, 0)
+        self._offsets[source] = offset + len(data)
+        await self._service.ingest.take(self.hive_id, stretch(source, offset, data))
+
+    async def answer(self, worker_id: str, job_id: str, *texts: str, attempt: int = 1) -> None:
+        """Have a worker narrate a whole answer."""
+        lines = [token(job_id, attempt, text) for text in texts]
+        await self.say(f"{worker_id}/stdout", *lines, closing(job_id, attempt, frames=len(lines)))
+
+    async def _submit(self, request: Request) -> JobRecord:
+        operation = parse_operation(await read_body(request))
+        record = await self.registry.create(
+            operation,
+            correlation_id=request.state.correlation_id,
+            parent_job_id=operation.parent_job_id,
+            idempotency_key=request.headers.get("idempotency-key"),
+        )
+        if not record.is_ended:
+            self.runner.launch(record, operation)
+        late_s, self.answer_late_s = self.answer_late_s, 0.0
+        await asyncio.sleep(late_s)
+        return record
+
+    async def _begin(self, job: RunningJob) -> None:
+        await job.start()
+        self.commands.append(job.operation)
+        await self.may_go_on.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _spawn(self, job: RunningJob) -> dict[str, Any]:
+        await self._begin(job)
+        assert isinstance(job.operation, WorkerSpawn)
+        self.has_worker(job.operation.worker_id, slots=job.operation.slots, model=job.operation.model)
+        return {"worker_id": job.operation.worker_id, "hive_id": self.hive_id}
+
+    async def _stop(self, job: RunningJob) -> None:
+        await self._begin(job)
+        assert isinstance(job.operation, WorkerStop)
+        gone = job.operation.worker_id
+        self.workers = [info for info in self.workers if info.worker_id != gone]
+        self.beat()
+
+    async def _other(self, job: RunningJob) -> dict[str, Any]:
+        await self._begin(job)
+        return {}
+
+    # As a worker
+
+    async def _answer(self, request: Request) -> Response:
+        self.asked.append((msgspec.json.decode(await request.body()), dict(request.headers)))
+        if self.refusals:
+            raise self.refusals.pop(0)
+        if request.headers.get("x-rbee-keep"):
+            return Response(b"{}", status_code=202, media_type="application/json")
+        return StreamingResponse(self._stream(), media_type=self.media)
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        try:
+            while (part := await self.frames.get()) is not None:
+                if isinstance(part, Exception):
+                    raise part
+                yield part
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+    async def _unask(self, request: Request) -> Response:
+        self.stopped.append(request.path_params["request_id"])
+        return Response(b"{}", status_code=202, media_type="application/json")
+
+
+class Queen:
+    """A queen's service over a registry in memory, and what it narrates."""
+
+    def __init__(self, service: QueenService, sink: ListSink, stack: AsyncExitStack) -> None:
+        self.service = service
+        self.sink = sink
+        self.registry = service.registry
+        self._stack = stack
+
+    async def hive(self, *, free: int = 8 * GIB, models: dict[str, int] | None = None) -> ScriptedHive:
+        """Start a hive that has not been heard of yet."""
+        registry = JobRegistry.open(None)
+        self._stack.push_async_callback(registry.close)
+        hive = ScriptedHive(self.service, registry, free=free, models={MODEL: GIB} if models is None else models)
+        self._stack.push_async_callback(hive.runner.close)
+        sock = bind("127.0.0.1", 0, is_port_asked_for=True)
+        self._stack.callback(sock.close)
+        hive.url = url_of(sock)
+        await self._stack.enter_async_context(serving(hive.app(), sock, stop_grace_s=0))
+        self._stack.callback(registry.hub.close)
+        return hive
+
+    async def live_hive(self, **values: Any) -> ScriptedHive:
+        """Start a hive that is live."""
+        hive = await self.hive(**values)
+        hive.beat()
+        return hive
+
+    async def url(self) -> str:
+        """Serve the queen, and return where."""
+        sock = bind("127.0.0.1", 0, is_port_asked_for=True)
+        self._stack.callback(sock.close)
+        url = url_of(sock)
+        await self._stack.enter_async_context(serving(make_app(self.service, url), sock, stop_grace_s=0))
+        return url
+
+    async def submit(self, operation: AnyOperation) -> str:
+        """Accept a job and start it; returns its id."""
+        record = await self.service.accept(
+            operation, correlation_id="c", is_correlation_id_replaced=False, principal="local"
+        )
+        self.service.launch(record, operation)
+        return record.job_id
+
+    async def infer(self, **values: Any) -> str:
+        """Submit an `infer`; returns its id."""
+        return await self.submit(Infer(**{"prompt": "hello", "model": MODEL, **values}))
+
+    async def log(self, job_id: str) -> list[dict[str, Any]]:
+        """Return a job's log so far."""
+        page = await self.registry.read(job_id, 0)
+        return [msgspec.json.decode(event) for event in page.events]
+
+    async def said(self, job_id: str) -> list[str]:
+        """Return the actions, or else the kinds, of a job's events so far."""
+        return [event.get("action", event["kind"]) for event in await self.log(job_id)]
+
+    async def end(self, job_id: str) -> dict[str, Any]:
+        """Wait for a job's end, and return it."""
+        reader = await self.registry.follow(job_id)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    for event in await reader.next(WAIT_S):
+                        decoded: dict[str, Any] = msgspec.json.decode(event)
+                        if decoded["kind"] == "end":
+                            return decoded
+        finally:
+            reader.close()
+
+    async def until_running(self, job_id: str) -> str:
+        """Wait until a job has its place; returns the worker."""
+        await until(lambda: job_id not in self.service.runner.running or self._place_of(job_id) is not None)
+        worker_id = self._place_of(job_id)
+        assert worker_id is not None, f"{job_id} has ended"
+        return worker_id
+
+    def _place_of(self, job_id: str) -> str | None:
+        running = self.service.runner.running.get(job_id)
+        return running.record.worker_id if running is not None else None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let everything else go on until a condition holds, `WAIT_S` at most."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110  # a condition is no event
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def queen_of(home: Path, registry: JobRegistry | None = None, **settings: Any) -> AsyncIterator[Queen]:
+    """Give a queen that runs; a registry that is given stays open."""
+    values = {"hive_stale_s": 600.0, "hive_lost_s": 700.0, "hive_timeout_s": 5.0, "stop_grace_s": 5.0, **settings}
+    with captured_narration("queen") as sink:
+        async with AsyncExitStack() as stack:
+            if registry is None:
+                registry = JobRegistry.open(None)
+                stack.push_async_callback(registry.close)
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            service = QueenService(QueenSettings(home=home, **values), registry, session, new_boot_id())
+            await service.open()
+            background = asyncio.ensure_future(service.run())
+            inner = await stack.enter_async_context(AsyncExitStack())
+            try:
+                yield Queen(service, sink, inner)
+            finally:
+                background.cancel()
+                await asyncio.gather(background, return_exceptions=True)
+                await service.close(0)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.unit.queen.queen_stage import closing, narration, token
+from tests.unit.queen.scripted_hive import ScriptedHive, queen_of, until
+
+from rbee.contracts.heartbeats import WorkerInfo
+from rbee.contracts.operations import ChatCompletion
+from rbee.contracts.states import JobState
+from rbee.jobs import JobRegistry
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[JobRegistry]:
+    registry = JobRegistry.open(None)
+    yield registry
+    await registry.close()
+
+
+def _same_hive(hive: ScriptedHive, before: ScriptedHive) -> None:
+    """Have the hive of an earlier queen's time speak to the next queen."""
+    hive.hive_id = before.hive_id
+    hive.workers = [
+        WorkerInfo(**{name: getattr(info, name) for name in info.__struct_fields__ if name != "url"}, url=hive.url)
+        for info in before.workers
+    ]
+    hive._offsets = before._offsets
+
+
+async def test_running_job_ends_queen_lost_and_its_worker_stops(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        worker_id = before.has_worker()
+        job_id = await first.infer()
+        await until(lambda: len(before.asked) == 1)
+        await before.say(f"{worker_id}/stdout", token(job_id, text="half"))
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        end = await queen.end(job_id)
+        hive = await queen.hive()
+        _same_hive(hive, before)
+        assert queen.service.workers.slots_used(worker_id) == 1
+        hive.beat()
+        await until(lambda: hive.stopped == [f"{job_id}.1"])
+        log = await queen.log(job_id)
+        await hive.say(f"{worker_id}/stdout", token(job_id, text="late"), closing(job_id, outcome="cancelled"))
+        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
+
+        assert (end["state"], end["reason"], end["error"]["code"]) == ("failed", "queen_lost", "queen_lost")
+        assert await queen.log(job_id) == log
+        assert await queen.said(worker_id) == ["queen_refuse_line", "queen_refuse_line"]
+
+
+async def test_slot_of_a_worker_that_never_comes_back_is_given_up(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        worker_id = before.has_worker()
+        await first.infer()
+        await until(lambda: len(before.asked) == 1)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store), hive_lost_s=0.05, hive_stale_s=0.01) as queen:
+        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
+
+
+async def test_waiting_job_is_placed_again_in_its_turn(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        jobs = [await first.infer() for _ in range(3)]
+        await until(lambda: len(first.service.dispatcher._tickets) == 3)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        hive = await queen.live_hive()
+        worker_id = hive.has_worker(slots=1)
+        order = []
+        for count in range(1, 4):
+            await until(lambda count=count: len(hive.asked) == count)  # type: ignore[misc]
+            order.append(hive.asked[-1][1]["x-job-id"])
+            await hive.answer(worker_id, order[-1], "x")
+            await queen.end(order[-1])
+
+    assert order == jobs
+
+
+async def test_hive_may_go_on_speaking_of_a_job_whose_start_an_earlier_boot_asked_for(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        before.may_go_on.clear()
+        job_id = await first.infer()
+        await until(lambda: len(before.commands) == 1)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        hive = await queen.hive()
+        _same_hive(hive, before)
+        await hive.say(f"{hive.hive_id}/boot", narration("model_download", job_id=job_id))
+
+        assert "model_download" in await queen.said(job_id)
+
+
+async def test_waiting_call_that_is_relayed_ends_queen_lost(tmp_path: Path, registry: JobRegistry) -> None:
+    record = await registry.create(ChatCompletion(), correlation_id="c", is_kept=False)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(record.job_id))["reason"] == "queen_lost"
+
+
+async def test_job_whose_request_was_erased_ends_queen_lost(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        job_id = await first.infer()
+    await registry.store._writer.write(  # type: ignore[attr-defined]
+        lambda tx: tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,)) and None
+    )
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(job_id))["reason"] == "queen_lost"
+
+
+async def test_more_jobs_than_a_page_are_all_taken_up(
+    tmp_path: Path, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rbee.queen.leftovers.PAGE", 2)
+    async with queen_of(tmp_path, registry) as first:
+        jobs = [await first.infer() for _ in range(5)]
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        await until(lambda: len(queen.service.dispatcher._tickets) == 5)
+
+    assert [(await registry.get(job_id)).state for job_id in jobs] == [JobState.QUEUED] * 5

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
+from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
+
+from rbee.errors import ContextExceededError, WorkerError
+from rbee.queen import answering
+from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
+
+FRAME = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
+CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(answering, "CLOSING_S", 0.1)
+
+
+@pytest.fixture
+async def hive(whole_queen: Queen) -> ScriptedHive:
+    hive = await whole_queen.live_hive()
+    hive.has_worker()
+    return hive
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def _close(hive: ScriptedHive, job_id: str, **fields: Any) -> None:
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, **fields))
+
+
+async def test_frames_are_passed_on_byte_for_byte_and_the_job_ends_with_the_closing_line(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    sent = FRAME % 1 + FRAME % 2 + b"data: [DONE]\n\n"
+    for part in (sent[:10], sent[10:70], sent[70:], None):
+        hive.frames.put_nowait(part)
+
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        received = await response.read()
+    job_id = response.headers["x-job-id"]
+    await _close(hive, job_id, prompt_tokens=3, completion_tokens=2)
+    end = await whole_queen.end(job_id)
+
+    assert (response.status, response.content_type) == (200, "text/event-stream")
+    assert received == sent
+    assert end["result"]["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert "hello" not in str(await whole_queen.log(job_id))
+
+
+async def test_caller_that_leaves_stops_the_worker_and_cancels_the_job(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.frames.put_nowait(FRAME % 1)
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL)
+    job_id = response.headers["x-job-id"]
+    assert await response.content.readany() == FRAME % 1
+
+    response.close()
+    async with asyncio.timeout(5):
+        await hive.left.wait()
+    await _close(hive, job_id, outcome="cancelled")
+    end = await whole_queen.end(job_id)
+
+    assert end["state"] == "cancelled"
+    assert (await whole_queen.said(job_id))[-3:] == ["worker_inference", "queen_cancelled", "end"]
+    assert whole_queen.service.workers.slots_used(hive.workers[0].worker_id) == 0
+
+
+async def test_caller_that_leaves_while_it_waits_leaves_no_job_behind(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    call = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
+    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 1)
+    [job_id] = whole_queen.service.runner.running
+
+    call.cancel()
+
+    assert (await whole_queen.end(job_id))["state"] == "cancelled"
+    assert whole_queen.service.dispatcher._tickets == []
+
+
+async def test_worker_that_dies_in_mid_answer_gives_an_error_frame_behind_whole_frames(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker_id = hive.workers[0].worker_id
+    hive.frames.put_nowait(FRAME % 1 + b'data: {"half')
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL)
+    assert await response.content.readany() == FRAME % 1
+
+    hive.frames.put_nowait(ConnectionError("the worker dies"))
+    await hive.say(f"{hive.hive_id}/boot", worker_exit(worker_id, {}, exit_code=None, signal="SIGSEGV"))
+    rest = await response.content.read()
+    end = await whole_queen.end(response.headers["x-job-id"])
+
+    assert rest.startswith(b'data: {"error":{"message":"The worker ended."')
+    assert rest.endswith(b"}\n\n")
+    assert (end["reason"], end["error"]["signal"]) == ("worker_lost", "SIGSEGV")
+
+
+async def test_answer_that_is_no_stream_is_passed_on_whole(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.media = "application/json"
+    for part in (b'{"object":', b'"chat.completion"}', None):
+        hive.frames.put_nowait(part)
+
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        answer = await response.json()
+    await _close(hive, response.headers["x-job-id"])
+
+    assert answer == {"object": "chat.completion"}
+
+
+async def test_answer_that_is_no_stream_and_breaks_off_is_an_error_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    hive.media = "application/json"
+    hive.frames.put_nowait(b'{"object":')
+    call = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
+    await until(lambda: len(hive.asked) == 1)
+    hive.frames.put_nowait(ConnectionError("the worker dies"))
+    await hive.say(f"{hive.hive_id}/boot", worker_exit(hive.workers[0].worker_id, {}))
+
+    async with await call as response:
+        assert response.status == 502
+        assert (await response.json())["error"]["code"] == "worker_lost"
+
+
+async def test_refused_call_is_answered_with_the_workers_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.refusals = [ContextExceededError("The prompt has 9 tokens, and the context 8.")]
+
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        told = await response.json()
+    end = await whole_queen.end(response.headers["x-job-id"])
+
+    assert response.status == 400
+    assert told["error"]["code"] == "context_length_exceeded"
+    assert (end["state"], end["reason"]) == ("failed", "invalid")
+
+
+async def test_call_whose_closing_line_stays_out_is_completed_without_its_numbers(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    for part in (FRAME % 1, None):
+        hive.frames.put_nowait(part)
+
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        await response.read()
+    end = await whole_queen.end(response.headers["x-job-id"])
+
+    assert (end["state"], end["result"]) == ("completed", {"usage": None})
+
+
+async def test_queen_that_stops_ends_a_waiting_call_with_unavailable(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    call = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
+    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 1)
+
+    await whole_queen.service.close(0)
+
+    async with await call as response:
+        assert response.status == 503
+
+
+async def _parts(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_frames_are_yielded_whole_however_they_were_cut() -> None:
+    stream = b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+    for cut in range(len(stream)):
+        frames = [frame async for frame in whole_frames(_parts(stream[:cut], stream[cut:]))]
+        assert b"".join(frames) == stream
+        assert all(frame.endswith(b"\n\n") for frame in frames)
+
+
+async def test_frame_that_never_ends_is_bounded() -> None:
+    with pytest.raises(WorkerError):
+        [frame async for frame in whole_frames(_parts(b"x" * FRAME_BYTES_MAX, b"x"))]
