@@ -54,7 +54,7 @@ def say_exit(
 ) -> None:
     """Tell how a worker ended, and the sizes its files must be read to before that counts."""
     fields: dict[str, Any] = msgspec.to_builtins(status)
-    known = {name: value for name, value in fields.items() if value not in (None, False)}
+    known = {name: value for name, value in fields.items() if value is not None and value is not False}
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
         narrate(
             "worker_exit",

@@ -80,15 +80,26 @@ class ScriptedQueen:
         return await turn(request)
 
 
+def broken() -> Turn:
+    """Break the connection off where the answer should be."""
+
+    async def turn(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    return turn
+
+
 @asynccontextmanager
-async def scripted_queen(*turns: Turn) -> AsyncIterator[ScriptedQueen]:
-    """Run the script on a port of its own."""
+async def scripted_queen(*turns: Turn, port: int = 0) -> AsyncIterator[ScriptedQueen]:
+    """Run the script on a port of its own, or on one that was somebody's before."""
     queen = ScriptedQueen(list(turns))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", queen.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
     await site.start()
     host, port = runner.addresses[0][:2]
     queen.url = f"http://{host}:{port}"

@@ -7,10 +7,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 from rbee.client.follow import LogFollower
 from rbee.errors import AuthenticationError, GoneError, InternalError, NotFoundError, RbeeError, UnavailableError
+from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 END = frame(4, "end", state="completed", reason="ok")
 HEAD = frame(1) + frame(2)

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 from rbee.client import JobClient
 from rbee.contracts.operations import Infer
@@ -20,6 +19,7 @@ from rbee.errors import (
     RbeeError,
     UnavailableError,
 )
+from tests.unit.client.scripted_queen import Turn, answer, frame, refusal, scripted_queen, stream
 
 ACCEPTED = {
     "job_id": "job-1",

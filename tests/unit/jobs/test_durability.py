@@ -17,6 +17,8 @@ import pytest
 from rbee.contracts.states import JobState
 from rbee.errors import StorageFullError
 from rbee.jobs import JobFilter, JobRegistry
+from rbee.jobs.sqlite_store import SqliteStore
+from rbee.jobs.sqlite_writer import Transaction
 from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
 
 _WRITER = """
@@ -75,6 +77,16 @@ async def test_killed_in_the_middle_of_writes_nothing_acknowledged_is_lost(tmp_p
     assert len(await registry.find(JobFilter(limit=500))) >= sum(line.startswith("created") for line in lines)
     await new_job(registry)
     await registry.close()
+
+
+async def test_commit_is_on_disk_and_not_only_with_the_kernel(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+
+    def ask(tx: Transaction) -> list[object]:
+        return [tx.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+
+    assert await store._writer.write(ask) == [2, "wal"]  # 2: FULL, an fsync at each commit
+    await store.close()
 
 
 @pytest.fixture

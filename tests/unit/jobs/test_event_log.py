@@ -155,10 +155,11 @@ async def test_reader_that_lags_behind_an_erasure_is_told_that_it_is_gone(regist
 async def test_closing_the_hub_wakes_every_reader(registry: JobRegistry) -> None:
     record = await running_job(registry)
     readers = [await registry.follow(record.job_id, 2) for _ in range(3)]
-    waiting = [asyncio.create_task(reader.next(SECONDS)) for reader in readers]
+    waiting = [asyncio.create_task(reader.next(10 * SECONDS)) for reader in readers]
     await asyncio.sleep(0)
     registry.hub.close()
-    assert await asyncio.gather(*waiting) == [[], [], []]
+    async with asyncio.timeout(SECONDS):
+        assert await asyncio.gather(*waiting) == [[], [], []]
     late = await registry.follow(record.job_id)
     assert (await late.next(SECONDS), late.is_closing) == ([], True)
     for reader in (*readers, late):

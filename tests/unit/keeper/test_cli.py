@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.small_queen import JOB_ID, small_queen
 
 from rbee.keeper.cli import hoisted, main
+from tests.unit.keeper.small_queen import JOB_ID, small_queen
 
 
 @pytest.fixture(autouse=True)

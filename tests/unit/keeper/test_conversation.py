@@ -8,11 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.small_queen import JOB_ID, SmallQueen, end, small_queen, token
 
 from rbee.errors import InvalidRequestError
 from rbee.keeper.cli import main
 from rbee.keeper.conversation import Conversation
+from tests.unit.keeper.small_queen import JOB_ID, SmallQueen, end, small_queen, token
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.small_queen import JOB_ID, SmallQueen, end, narration, small_queen, token
 
 from rbee.keeper.cli import main
+from tests.unit.keeper.small_queen import JOB_ID, SmallQueen, end, narration, small_queen, token
 
 STORY = (
     {"kind": "state", "state": "queued"},

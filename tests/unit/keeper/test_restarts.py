@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.fake_servers import install_fakes
-from tests.unit.keeper.running_stack import WAIT_S, RunningStack, running
 
 from rbee.contracts.home import read_ready_file
 from rbee.keeper.strays import servers_of
+from tests.unit.keeper.fake_servers import install_fakes
+from tests.unit.keeper.running_stack import WAIT_S, RunningStack, running
 
 BOTH = pytest.mark.parametrize("program", ["queen-rbee", "rbee-hive"])
 

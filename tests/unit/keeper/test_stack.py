@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.fake_servers import install_fakes
-from tests.unit.keeper.running_stack import RunningStack, running
 
 from rbee.contracts.home import Home, read_ready_file
 from rbee.errors import StartError
 from rbee.keeper.local_stack import last_lines, up_lock
 from rbee.keeper.strays import servers_of
 from rbee.processes import is_held
+from tests.unit.keeper.fake_servers import install_fakes
+from tests.unit.keeper.running_stack import RunningStack, running
 
 
 @pytest.fixture(autouse=True)

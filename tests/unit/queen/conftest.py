@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from tests.unit.queen.queen_stage import Parts, parts
 from tests.unit.queen.scripted_hive import Queen, queen_of
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from tests.unit.queen.queen_stage import GIB, MODEL, closing, heartbeat, stretch, token, worker_info
+import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.ids import new_boot_id, new_id
@@ -30,7 +32,7 @@ from rbee.errors import RbeeError
 from rbee.http.auth import Door
 from rbee.http.job_routes import JobRoutes
 from rbee.http.routes import Route, build_app, read_body
-from rbee.http.serve import bind, serving, url_of
+from rbee.http.serve import bind, url_of
 from rbee.jobs import JobRegistry, JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
 from rbee.narration.emit import captured_narration
@@ -38,6 +40,7 @@ from rbee.narration.sinks import ListSink
 from rbee.queen.app import make_app
 from rbee.queen.service import QueenService
 from rbee.queen.settings import QueenSettings
+from tests.unit.queen.queen_stage import GIB, MODEL, closing, heartbeat, stretch, token, worker_info
 
 WAIT_S = 10.0
 
@@ -205,11 +208,7 @@ class Queen:
         self._stack.push_async_callback(registry.close)
         hive = ScriptedHive(self.service, registry, free=free, models={MODEL: GIB} if models is None else models)
         self._stack.push_async_callback(hive.runner.close)
-        sock = bind("127.0.0.1", 0, is_port_asked_for=True)
-        self._stack.callback(sock.close)
-        hive.url = url_of(sock)
-        await self._stack.enter_async_context(serving(hive.app(), sock, stop_grace_s=0))
-        self._stack.callback(registry.hub.close)
+        hive.url = await self._stack.enter_async_context(served(hive.app()))
         return hive
 
     async def live_hive(self, **values: Any) -> ScriptedHive:
@@ -220,11 +219,7 @@ class Queen:
 
     async def url(self) -> str:
         """Serve the queen, and return where."""
-        sock = bind("127.0.0.1", 0, is_port_asked_for=True)
-        self._stack.callback(sock.close)
-        url = url_of(sock)
-        await self._stack.enter_async_context(serving(make_app(self.service, url), sock, stop_grace_s=0))
-        return url
+        return await self._stack.enter_async_context(served(make_app(self.service, "http://queen")))
 
     async def submit(self, operation: AnyOperation) -> str:
         """Accept a job and start it; returns its id."""
@@ -270,6 +265,29 @@ class Queen:
     def _place_of(self, job_id: str) -> str | None:
         running = self.service.runner.running.get(job_id)
         return running.record.worker_id if running is not None else None
+
+
+@asynccontextmanager
+async def served(app: ASGIApp) -> AsyncIterator[str]:
+    """Serve an application as the programs do, and return where; leaving it breaks off what is open."""
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    sock = bind("127.0.0.1", 0, is_port_asked_for=True)
+    protocol: Any = config.http_protocol_class
+    server = await loop.create_server(
+        lambda: protocol(config=config, server_state=state, app_state={}, _loop=loop), sock=sock
+    )
+    try:
+        yield url_of(sock)
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        for task in list(state.tasks):
+            task.cancel()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.queen.queen_stage import closing, narration, token, worker_exit
-from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
 
 from rbee.contracts.operations import WorkerStop
 from rbee.errors import OverloadedError, RbeeError, UnavailableError, WorkerError
 from rbee.queen import answering
 from rbee.queen.answering import failure_of
+from tests.unit.queen.queen_stage import closing, narration, token, worker_exit
+from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
 
 
 @pytest.fixture(autouse=True)

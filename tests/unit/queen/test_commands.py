@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 from rbee.contracts.operations import HiveCheck, ModelDownload, QueenCheck, WorkerSpawn, WorkerStop
 from rbee.contracts.states import WorkerState
 from rbee.queen.hives import worker_view
+from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 
 async def test_stop_of_an_idle_worker_is_forwarded_at_once(whole_queen: Queen) -> None:

@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.queen.queen_stage import GIB, MODEL, worker_exit
-from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Phase
 from rbee.errors import ModelInvalidError, NoCapacityError
 from rbee.jobs import JobRegistry
+from tests.unit.queen.queen_stage import GIB, MODEL, worker_exit
+from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 
 async def test_ready_worker_gets_the_job_and_its_answer_becomes_the_result(whole_queen: Queen) -> None:
@@ -203,11 +203,10 @@ async def test_slots_are_never_exceeded_and_order_is_priority_then_arrival(whole
         waiting[job_id] = name
         await until(lambda: len(whole_queen.service.dispatcher._tickets) == len(waiting))
 
-    order, current = [], blocking
-    for _ in range(len(waiting) + 1):
+    order: list[str] = []
+    while len(order) <= len(waiting):
         assert whole_queen.service.workers.slots_used(worker_id) == 1
-        asked = len(order) + 1
-        await until(lambda asked=asked: len(hive.asked) == asked)
+        await until(lambda: len(hive.asked) > len(order))
         current = hive.asked[-1][1]["x-job-id"]
         order.append(waiting.get(current, "blocking"))
         await hive.answer(worker_id, current, "x")

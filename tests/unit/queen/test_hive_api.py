@@ -4,8 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.unit.queen.queen_stage import worker_exit
-from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.operations import HiveCheck, WorkerSpawn
@@ -13,6 +11,8 @@ from rbee.contracts.states import JobState
 from rbee.errors import DownloadFailedError, ModelNotFoundError
 from rbee.queen import hive_api
 from rbee.queen.hive_api import result_of
+from tests.unit.queen.queen_stage import narration, worker_exit
+from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +102,6 @@ async def test_hives_words_about_a_command_go_to_its_job(whole_queen: Queen) -> 
     job_id = await whole_queen.submit(HiveCheck())
     await until(lambda: len(hive.commands) == 1)
     assert hive.commands[0].parent_job_id == job_id
-
-    from tests.unit.queen.queen_stage import narration
 
     await hive.say(f"{hive.hive_id}/boot", narration("hive_receive", job_id=job_id))
 

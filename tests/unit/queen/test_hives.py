@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.queen.queen_stage import Parts, heartbeat, worker_info
 
 from rbee.contracts.ids import new_id
 from rbee.contracts.states import HiveState, WorkerState
 from rbee.errors import NotFoundError
 from rbee.queen.hives import HiveBook, hive_view, worker_view
+from tests.unit.queen.queen_stage import Parts, heartbeat, worker_info
 
 WORKER = new_id("worker")
 

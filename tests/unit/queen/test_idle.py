@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.queen.queen_stage import Parts, heartbeat, worker_info
 
 from rbee.contracts.ids import new_id
 from rbee.contracts.states import WorkerState
 from rbee.queen.idle import IdleWorkers
+from tests.unit.queen.queen_stage import Parts, heartbeat, worker_info
 
 WORKER = new_id("worker")
 

@@ -8,12 +8,15 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.queen.queen_stage import Parts, narration, parts, stretch, token, worker_exit
 
+from rbee.contracts.events import decode_source_line
 from rbee.contracts.ids import new_id
+from rbee.contracts.operations import QueenCheck
+from rbee.contracts.states import JobState, Reason
 from rbee.contracts.stretches import split
 from rbee.errors import InvalidRequestError
 from rbee.queen.ingest import STRETCHES_MAX, parse_batch
+from tests.unit.queen.queen_stage import Parts, narration, parts, stretch, token, worker_exit
 
 # Exactly once
 
@@ -71,8 +74,6 @@ async def _logs_of(files: dict[str, bytes], batches: list[list[tuple[str, int, i
 
 
 async def _make_job(queen: Parts) -> None:
-    from rbee.contracts.operations import QueenCheck
-
     await queen.registry.create(QueenCheck(), correlation_id="c", job_id=JOB)
 
 
@@ -217,8 +218,6 @@ async def test_line_for_an_ended_job_goes_to_the_worker_without_its_text(queen: 
 
 
 async def _end(queen: Parts, job_id: str) -> None:
-    from rbee.contracts.states import JobState, Reason
-
     await queen.registry.end(job_id, JobState.CANCELLED, reason=Reason.USER, message="Enough.")
 
 
@@ -367,7 +366,5 @@ async def test_concurrent_batches_of_one_hive_are_taken_one_after_the_other(quee
 
 
 def test_stage_lines_are_what_the_contract_reads() -> None:
-    from rbee.contracts.events import decode_source_line
-
     assert decode_source_line(token("job-1").strip()) is not None
     assert msgspec.json.decode(narration())["v"] == 1

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.unit.queen.queen_stage import closing, narration, token
-from tests.unit.queen.scripted_hive import ScriptedHive, queen_of, until
 
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.operations import ChatCompletion
 from rbee.contracts.states import JobState
 from rbee.jobs import JobRegistry
+from tests.unit.queen.queen_stage import closing, narration, token
+from tests.unit.queen.scripted_hive import ScriptedHive, queen_of, until
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
-from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
 
 from rbee.errors import ContextExceededError, WorkerError
 from rbee.queen import answering
 from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
+from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
+from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
 
 FRAME = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
 CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -88,7 +88,7 @@ async def test_caller_that_leaves_while_it_waits_leaves_no_job_behind(
     call.cancel()
 
     assert (await whole_queen.end(job_id))["state"] == "cancelled"
-    assert whole_queen.service.dispatcher._tickets == []
+    await until(lambda: not whole_queen.service.dispatcher._tickets)
 
 
 async def test_worker_that_dies_in_mid_answer_gives_an_error_frame_behind_whole_frames(

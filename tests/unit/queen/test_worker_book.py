@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.queen.queen_stage import MODEL, Parts, closing, narration, stretch, token, worker_exit
 
 from rbee.contracts.ids import new_id
 from rbee.errors import WorkerLostError
 from rbee.queen.ingest import Ingest
 from rbee.queen.workers import HANDED_MAX, WorkerBook
+from tests.unit.queen.queen_stage import MODEL, Parts, closing, narration, stretch, token, worker_exit
 
 
 async def test_end_is_told_only_when_both_files_were_read_to_their_sizes(queen: Parts) -> None:
