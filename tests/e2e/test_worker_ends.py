@@ -101,6 +101,20 @@ async def test_model_that_is_not_pulled_is_spawned_from_a_local_file(
     assert spawned.exit_code == 0, spawned.stderr
 
 
+async def test_worker_is_stopped_when_its_last_job_no_longer_wants_it(rbee_stack: LocalStack) -> None:
+    """A job's `keep_alive` of 0: the worker goes when the answer is given, in order."""
+    served = await rbee_stack.run_job(infer(keep_alive=0))
+    exit_event = await _exit_of(rbee_stack, first(served, "worker_ready")["worker_id"])
+    assert exit_event["fields"]["exit_code"] == 0
+
+
+async def test_device_that_is_not_there_is_named(rbee_stack: LocalStack) -> None:
+    """A worker wanted on a device the hive does not have: refused, with those it has."""
+    events = await rbee_stack.run_job({"operation": "worker_spawn", "model": MODEL, "device": "cuda:99"})
+    assert (events[-1]["state"], events[-1]["reason"]) == ("failed", "invalid")
+    assert "cpu" in events[-1]["error"]["message"]
+
+
 async def _exit_of(stack: LocalStack, worker_id: str) -> dict[str, Any]:
     async with asyncio.timeout(30), stack.client() as client:
         async for event in client.follow_log(f"/v1/workers/{worker_id}/stream"):

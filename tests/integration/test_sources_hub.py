@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.integration.local_hub import LocalHub, Steps, serving
 
 from rbee.errors import (
     DownloadFailedError,
@@ -21,6 +20,7 @@ from rbee.errors import (
 from rbee.hive.models import ModelStore
 from rbee.hive.sources.hub import HubSource
 from rbee.testing.tiny_gguf import tiny_gguf
+from tests.integration.local_hub import LocalHub, Steps, serving
 
 MODEL = tiny_gguf(elements=600_000)
 NAME = "tiny-Q4_K_M.gguf"

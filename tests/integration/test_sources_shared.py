@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.local_hub import LocalHub, Steps, serving
 
 from rbee.errors import DownloadFailedError
 from rbee.hive.models import ModelStore
 from rbee.hive.sources.hub import HubSource
 from rbee.testing.tiny_gguf import tiny_gguf
+from tests.integration.local_hub import LocalHub, Steps, serving
 
 MODEL = tiny_gguf(elements=300_000)
 REF = "hf:org/repo"

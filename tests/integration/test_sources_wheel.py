@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.integration.local_hub import Steps
 
 from rbee.contracts.models import KNOWN_MODELS, KnownModel
 from rbee.errors import DownloadFailedError, ModelInvalidError
@@ -22,6 +21,7 @@ from rbee.hive.gguf import read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.sources.wheel import WheelSource, read_progress
 from rbee.testing.tiny_gguf import tiny_gguf
+from tests.integration.local_hub import Steps
 
 REF = "smollm2:135m"
 DEMO = KNOWN_MODELS[REF]

@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from tests.integration.worker_process import CHAT, WorkerProcess
 
 from rbee.contracts.ids import new_id
 from rbee.hive.models import ModelStore
+from tests.integration.worker_process import CHAT, WorkerProcess
 
 CONTEXT_TOKENS = 512
 SLOTS = 2

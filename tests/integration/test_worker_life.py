@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.worker_process import CHAT, HIVE_ID, WORKER_ID, WorkerProcess
 
 from rbee.contracts.home import Home
 from rbee.hive.models import ModelStore
 from rbee.processes import FileLock, find_marked
+from tests.integration.worker_process import CHAT, HIVE_ID, WORKER_ID, WorkerProcess
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 JOB_ID = "job-00000000000000000000000001"

@@ -177,7 +177,7 @@ class Outbox:
         batch: list[bytes] = []
         size = 0
         for source in self._in_turn():
-            if size >= BATCH_BYTES_MAX:
+            if size > BATCH_BYTES_MAX - SOURCE_BYTES_MAX:
                 break
             source.bound(self._capture_bytes_max)
             part = source.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Sequence
 from typing import TypeVar
@@ -51,7 +52,7 @@ class QueenLink:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             async with self._session.post(
-                self._base + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+                self._base + path, data=io.BytesIO(body), headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
                 if answer.status != 200:
                     raise await error_of(answer)

@@ -20,7 +20,8 @@ from rbee.contracts.operations import (
     operation_name,
 )
 from rbee.contracts.states import JobState, Reason
-from rbee.errors import HiveLostError, ModelNotFoundError, NoCapacityError, RbeeError
+from rbee.contracts.strict import nearest
+from rbee.errors import HiveLostError, InvalidRequestError, ModelNotFoundError, NoCapacityError, RbeeError
 from rbee.hive.devices import list_devices, machine_info
 from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
 from rbee.hive.models import ModelStore
@@ -176,6 +177,7 @@ class HiveService:
         """Start a worker and wait until it is ready."""
         operation = job.operation
         assert isinstance(operation, WorkerSpawn)
+        await self._check_device(operation.device)
         model = self.models.find(operation.model)
         if model is None:
             raise ModelNotFoundError(
@@ -190,9 +192,20 @@ class HiveService:
             context_tokens=operation.context_tokens,
             job_id=job.record.parent_job_id or job.job_id,
             correlation_id=job.record.correlation_id,
+            device=operation.device,
         )
         worker = await self.workers.start(wanted, self.hive_id)
         return {"worker_id": worker.worker_id, "hive_id": self.hive_id}
+
+    async def _check_device(self, device: str | None) -> None:
+        if device is None:
+            return
+        names = [found.device for found in await asyncio.to_thread(list_devices)]
+        if device not in names:
+            raise InvalidRequestError(
+                f"{self.hive_id} has no device `{device}`{nearest(device, names)}. It has: {', '.join(names)}.",
+                param="device",
+            )
 
     def _check_memory(self, operation: WorkerSpawn, header: GgufHeader) -> None:
         needed = estimate_memory_bytes(header, operation.context_tokens, operation.slots)

@@ -29,6 +29,7 @@ class WorkerWanted(Struct, frozen=True, kw_only=True):
     context_tokens: int
     job_id: str | None
     correlation_id: str | None
+    device: str | None = None
 
 
 class Worker:
@@ -100,7 +101,14 @@ def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
         str(wanted.slots),
         "--context-tokens",
         str(wanted.context_tokens),
+        *(["--gpu-layers", "0"] if wanted.device == "cpu" else []),
     ]
+
+
+def device_environment(device: str | None) -> dict[str, str]:
+    """Return the environment that shows a worker one GPU alone; nothing for `cpu` and for no wish."""
+    kind, _, number = (device or "").partition(":")
+    return {"CUDA_VISIBLE_DEVICES": number} if kind == "cuda" else {}
 
 
 def ready_url(data: bytes) -> str | None:

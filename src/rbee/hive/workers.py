@@ -18,7 +18,7 @@ from rbee.errors import ConflictError, DeadlineExceededError, InternalError, Inv
 from rbee.hive.last_words import last_lines, say_exit
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
-from rbee.hive.worker import Worker, WorkerWanted, command_of, ready_url
+from rbee.hive.worker import Worker, WorkerWanted, command_of, device_environment, ready_url
 from rbee.narration import narrate, scope
 from rbee.processes import (
     ExitStatus,
@@ -119,6 +119,7 @@ class Workers:
                 "RBEE_WORKER_ID": wanted.worker_id,
                 "RBEE_WORKER_TOKEN": token,
                 "RBEE_WORKER_LEASE_S": str(self._settings.worker_lease_s),
+                **device_environment(wanted.device),
             }
         )
         capture = ProcessNarrationCapture(

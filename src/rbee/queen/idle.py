@@ -19,7 +19,7 @@ class IdleWorkers:
     Args:
         book: Which workers there are.
         workers: What is placed on them.
-        keep_alive_s: How long a worker may be idle; negative: for ever.
+        keep_alive_s: How long a worker may be idle unless its last job said otherwise; negative: for ever.
         stop: Stops one.
     """
 
@@ -39,8 +39,9 @@ class IdleWorkers:
 
     async def run(self) -> None:
         """Stop idle workers until cancelled."""
-        while self._keep_alive_s >= 0:
-            await asyncio.sleep(min(LOOK_S, max(LOOK_MIN_S, self._keep_alive_s)))
+        look_s = LOOK_S if self._keep_alive_s < 0 else min(LOOK_S, max(LOOK_MIN_S, self._keep_alive_s))
+        while True:
+            await asyncio.sleep(look_s)
             for worker_id in self.idle(asyncio.get_running_loop().time()):
                 await self._stop(worker_id)
 
@@ -50,10 +51,11 @@ class IdleWorkers:
         self._busy_at = {worker_id: self._busy_at.get(worker_id, now) for worker_id in present}
         found: list[str] = []
         for worker_id, info in present.items():
+            keep_alive_s = self._workers.keep_alive_s(worker_id, self._keep_alive_s)
             is_idle = info.state is WorkerState.READY and not self._workers.slots_used(worker_id)
             if not is_idle or self._workers.is_draining(worker_id):
                 self._busy_at[worker_id] = now
-            elif now - self._busy_at[worker_id] >= self._keep_alive_s:
+            elif 0 <= keep_alive_s <= now - self._busy_at[worker_id]:
                 self._busy_at[worker_id] = now
                 found.append(worker_id)
         return found

@@ -14,7 +14,7 @@ from rbee.errors import InternalError, RbeeError
 from rbee.jobs import JobRegistry, RunningJob
 from rbee.queen.answering import Answering, failure_of
 from rbee.queen.dispatch import Dispatcher
-from rbee.queen.workers import Placement
+from rbee.queen.workers import Placement, WorkerBook
 
 CHAT_PATH = "/v1/chat/completions"
 _PASSED_ON = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "response_format")
@@ -23,8 +23,11 @@ _PASSED_ON = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ig
 class InferHandler:
     """Runs `infer` jobs."""
 
-    def __init__(self, registry: JobRegistry, dispatcher: Dispatcher, answering: Answering) -> None:
+    def __init__(
+        self, registry: JobRegistry, workers: WorkerBook, dispatcher: Dispatcher, answering: Answering
+    ) -> None:
         self._registry = registry
+        self._workers = workers
         self._dispatcher = dispatcher
         self._answering = answering
 
@@ -32,6 +35,7 @@ class InferHandler:
         """Place the job, let the worker answer, and put the result together from the log."""
         assert isinstance(job.operation, Infer) and job.record.model is not None
         placement = await self._dispatcher.acquire(job, job.record.model)
+        self._workers.ask_keep_alive(placement.worker_id, job.operation.keep_alive)
         try:
             fields = await self._answer(job, job.operation, placement)
         finally:

@@ -50,7 +50,7 @@ class QueenService:
         dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter)
         worker_api = WorkerApi(session, book)
         answering = Answering(settings, book, workers, worker_api, self._stop_stuck)
-        infer = InferHandler(registry, dispatcher, answering)
+        infer = InferHandler(registry, workers, dispatcher, answering)
         commands = Commands(book, workers, hives, dispatcher, starter)
         handlers: dict[type[Any], Any] = {Infer: infer, **commands.handlers()}
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)

@@ -82,6 +82,7 @@ class WorkerStarter:
                 self._workers.started(worker_id)
                 raise
             self._workers.started(worker_id)
+            self._workers.ask_keep_alive(worker_id, wanted.keep_alive)
             return worker_id
 
     async def _give_up(self, worker_id: str, ended: asyncio.Future[WorkerExit], error: RbeeError) -> None:

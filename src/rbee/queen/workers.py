@@ -61,6 +61,7 @@ class WorkerBook:
         self._handed: dict[str, dict[str, None]] = {}
         self._starts: dict[str, _Start] = {}
         self._draining: set[str] = set()
+        self._keep_alive_s: dict[str, float] = {}
         self._moved_at: dict[str, float] = {}
         self._freed = asyncio.Event()
         self._settling = asyncio.Lock()
@@ -122,6 +123,15 @@ class WorkerBook:
     def slots_used(self, worker_id: str) -> int:
         """Return how many jobs are on a worker."""
         return len(self._placements.get(worker_id, {}))
+
+    def keep_alive_s(self, worker_id: str, default_s: float) -> float:
+        """Return how long a worker may be idle: as its start or the last job on it asked, else the default."""
+        return self._keep_alive_s.get(worker_id, default_s)
+
+    def ask_keep_alive(self, worker_id: str, keep_alive_s: float | None) -> None:
+        """Take note of how long a start or a job wants the worker kept; None asks for nothing."""
+        if keep_alive_s is not None:
+            self._keep_alive_s[worker_id] = keep_alive_s
 
     def drain(self, worker_id: str) -> None:
         """Have nothing more placed on a worker."""

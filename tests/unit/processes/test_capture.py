@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.processes.process_stage import LIMIT_S
 
 from rbee.contracts.events import MAX_LINE_BYTES
 from rbee.errors import StartError
@@ -29,6 +28,7 @@ from rbee.processes import (
     find_marked,
 )
 from rbee.processes.procfs import read_process
+from tests.unit.processes.process_stage import LIMIT_S
 
 JOB = "job-01j00000000000000000000000"
 EMIT = """

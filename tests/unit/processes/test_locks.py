@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.processes import Child, FileLock, is_held
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 
 def holder(stage: Stage, path: Path, then: str = "signal.pause()") -> Child:

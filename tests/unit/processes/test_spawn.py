@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.errors import ConfigurationError, StartError
 from rbee.processes import ExitStatus, adopt, machine_boot_id, require_linux, spawn
 from rbee.processes.procfs import read_process
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 
 async def test_exit_code_is_told(stage: Stage) -> None:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 from rbee.errors import InternalError
 from rbee.processes import ExitStatus, stop_tree, tree
 from rbee.processes.procfs import all_processes, read_process, self_and_ancestors
+from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 IGNORE_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 DOUBLE_FORK = """

@@ -60,4 +60,23 @@ async def test_worker_that_is_being_stopped_is_not_stopped_again(queen: Parts, i
 
 
 async def test_negative_time_keeps_workers_for_ever(queen: Parts) -> None:
-    await IdleWorkers(queen.book, queen.workers, keep_alive_s=-1, stop=_refuse).run()
+    idle = IdleWorkers(queen.book, queen.workers, keep_alive_s=-1, stop=_refuse)
+    _is_there(queen)
+    assert idle.idle(0) == []
+    assert idle.idle(1e9) == []
+
+
+async def test_worker_is_kept_for_as_long_as_its_last_job_asked(queen: Parts, idle: IdleWorkers) -> None:
+    _is_there(queen)
+    queen.workers.ask_keep_alive(WORKER, 100)
+    queen.workers.ask_keep_alive(WORKER, None)
+    assert idle.idle(0) == []
+    assert idle.idle(99) == []
+    assert idle.idle(100) == [WORKER]
+
+
+async def test_worker_that_is_kept_for_ever_is_never_idle(queen: Parts, idle: IdleWorkers) -> None:
+    _is_there(queen)
+    queen.workers.ask_keep_alive(WORKER, -1)
+    assert idle.idle(0) == []
+    assert idle.idle(1e9) == []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.unit.worker.worker_stage import ASKED, CHAT, HELLO, Script, chat, stage
 
 from rbee.contracts.operations import MAX_BODY_BYTES
+from tests.unit.worker.worker_stage import ASKED, CHAT, HELLO, Script, chat, stage
 
 ROUTES = [
     ("POST", CHAT),

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from rbee.contracts.events import TOKEN_PREFIX, decode_source_line
 from tests.unit.worker.worker_stage import (
     ASKED,
     CHAT,
@@ -20,8 +21,6 @@ from tests.unit.worker.worker_stage import (
     data,
     stage,
 )
-
-from rbee.contracts.events import TOKEN_PREFIX, decode_source_line
 
 
 async def post(worker: Stage, request_id: str = "job-a.2", *, keep: str = "1", **more: Any) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+
 from tests.unit.worker.worker_stage import ASKED, CHAT, DONE, FINISH, HELLO, Script, chat, data, stage
 
 STREAM = {**ASKED, "stream": True}

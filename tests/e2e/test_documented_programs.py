@@ -1,0 +1,66 @@
+"""The programs in the how-to guides run as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rbee.testing import LocalStack
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "follow-jobs-from-python.md"
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+LINES_MAX = 30
+
+
+async def run(stack: LocalStack, program: str) -> tuple[str, list[str]]:
+    """Run a program against a stack; returns its answer and the lines of its story."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-X", "dev", "-W", "error", "-c", program),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**stack.env, "RBEE_QUEEN_URL": stack.url},
+    )
+    try:
+        async with asyncio.timeout(90):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err.decode()
+    return out.decode(), err.decode().splitlines()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["sync", "async"])
+def test_documented_program_is_short(program: str) -> None:
+    """Somebody reads it from top to bottom."""
+    assert len(program.splitlines()) <= LINES_MAX
+
+
+async def test_program_without_an_event_loop_prints_answer_and_story(rbee_stack: LocalStack) -> None:
+    """The answer is the job's, the story ends with its end."""
+    out, told = await run(rbee_stack, PROGRAMS[0])
+    async with rbee_stack.client() as client:
+        (job,) = (await client.jobs(operation="infer")).data
+        assert job.result is not None
+    assert out == job.result["text"] + "\n"
+    assert told[0].startswith("queen: ")
+    assert told[-1] == f"{job.job_id} completed (ok)"
+
+
+async def test_program_with_an_event_loop_prints_both_answers(rbee_stack: LocalStack) -> None:
+    """Each once, and nothing else."""
+    out, told = await run(rbee_stack, PROGRAMS[1])
+    async with rbee_stack.client() as client:
+        jobs = (await client.jobs(operation="infer")).data
+        results = [job.result["text"] for job in jobs if job.result is not None]
+    assert len(jobs) == 2
+    assert all(f"{text}\n" in out for text in results)
+    assert len(out) == sum(len(text) + 1 for text in results)
+    assert told == []

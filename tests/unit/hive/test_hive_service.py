@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+
+from rbee.contracts.home import Home
+from rbee.contracts.ids import new_boot_id
+from rbee.contracts.operations import HiveCheck, WorkerStop
+from rbee.contracts.states import JobState, Reason
+from rbee.errors import UnavailableError
+from rbee.hive.app import submit
+from rbee.hive.outbox import Outbox
+from rbee.hive.service import HiveService, open_narration_file, read_hive_id
+from rbee.hive.settings import HiveSettings
+from rbee.jobs import JobRegistry
+from rbee.narration import FileSink, configure
+from rbee.narration.emit import captured_narration
+from tests.unit.hive.small_queen import SmallQueen, small_queen, until
+
+
+class Hive:
+    """A hive's service, with an outbox that runs."""
+
+    def __init__(self, service: HiveService, queen: SmallQueen) -> None:
+        self.service = service
+        self.queen = queen
+
+    async def run(self, operation: HiveCheck | WorkerStop, **values: str) -> JobState:
+        """Give a command and wait for its end."""
+        record = await self.service.registry.create(operation, correlation_id="c", **values)  # type: ignore[arg-type]
+        job = self.service.runner.launch(record, operation)
+        assert job.task is not None
+        await job.task
+        return (await self.service.registry.get(record.job_id)).state
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[JobRegistry]:
+    registry = JobRegistry.open(None)
+    yield registry
+    await registry.close()
+
+
+@pytest.fixture
+async def hive(tmp_path: Path, registry: JobRegistry) -> AsyncIterator[Hive]:
+    home = Home.at(tmp_path / "home")
+    boot_id, hive_id = new_boot_id(), read_hive_id(home)
+    with captured_narration("hive"):
+        configure(actor="hive", hive_id=hive_id, sink=FileSink(open_narration_file(home, boot_id)))
+        async with small_queen() as (queen, link):
+            outbox = Outbox(link)
+            settings = HiveSettings(home=home.root, models=tmp_path / "models", heartbeat_s=0.02)
+            service = HiveService(
+                settings, home, registry, link, outbox, hive_id=hive_id, boot_id=boot_id, url="http://hive"
+            )
+            running = asyncio.ensure_future(outbox.run())
+            try:
+                yield Hive(service, queen)
+            finally:
+                await service.close()
+                await service.workers.close()
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+                outbox.close()
+
+
+async def test_commands_of_an_earlier_boot_end_as_hive_lost_however_many_there_are(
+    hive: Hive, registry: JobRegistry
+) -> None:
+    registry.queued_max = 1000
+    left = [(await registry.create(HiveCheck(), correlation_id="c")).job_id for _ in range(501)]
+    await registry.start(left[0], owner="an earlier boot")
+
+    await hive.service.open()
+
+    counts = await registry.store.counts()
+    assert (counts["queued"], counts["running"], counts["failed"]) == (0, 0, 501)
+    assert (await registry.get(left[0])).reason is Reason.HIVE_LOST
+
+
+async def test_what_was_said_about_a_command_is_at_the_queens_before_its_end(hive: Hive) -> None:
+    state = await hive.run(HiveCheck(lines=2), parent_job_id="job-of-the-queen")
+
+    own = hive.queen.taken[f"{hive.service.hive_id}/{hive.service.boot_id}"]
+    assert state is JobState.COMPLETED
+    assert own.count(b'"job_id":"job-of-the-queen"') == 3
+    assert own.count(b'"hive_check"') == 2
+
+
+async def test_command_does_not_wait_for_a_queen_that_is_away(hive: Hive) -> None:
+    await hive.queen.stop()
+
+    async with asyncio.timeout(1.5):
+        assert await hive.run(HiveCheck()) is JobState.COMPLETED
+
+
+async def test_heartbeats_tell_the_whole_truth_and_come_back_after_the_queen_was_away(hive: Hive) -> None:
+    beating = asyncio.ensure_future(hive.service.run_heartbeats())
+    await until(lambda: len(hive.queen.heartbeats) >= 2)
+    await hive.queen.stop()
+    before = len(hive.queen.heartbeats)
+    await hive.queen.start()
+    await until(lambda: len(hive.queen.heartbeats) > before)
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+
+    beat = hive.queen.heartbeats[-1]
+    assert (beat.boot_id, beat.url, beat.workers) == (hive.service.boot_id, "http://hive", [])
+
+
+async def test_heartbeats_end_loudly_when_the_hive_cannot_look_at_itself(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise PermissionError("the models")
+
+    monkeypatch.setattr(hive.service.models, "list", broken)
+
+    with pytest.raises(PermissionError):
+        async with asyncio.timeout(5):
+            await hive.service.run_heartbeats()
+
+
+async def test_hive_that_stops_takes_no_command(hive: Hive) -> None:
+    await hive.service.close()
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b'{"operation":"hive_check"}', "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)  # type: ignore[arg-type]
+    with pytest.raises(UnavailableError, match="stopping"):
+        await submit(hive.service, request)
+
+
+async def test_file_of_an_earlier_boot_is_delivered_behind_the_hives_own(hive: Hive) -> None:
+    before = hive.service.home.hive / "boot0"
+    before.write_bytes(b"said before\n")
+
+    await hive.service.open()
+    await until(lambda: not before.exists())
+
+    assert hive.queen.taken[f"{hive.service.hive_id}/boot0"] == b"said before\n"
+
+
+def test_hive_id_is_made_once(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+
+    assert read_hive_id(home) == read_hive_id(home)
