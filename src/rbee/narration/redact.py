@@ -13,7 +13,7 @@ def _after(*words: bytes) -> bytes:
 
 
 # What makes a name's value a secret: a JSON field, one inside a sentence or a `repr`, `name='…'`, `name: …`.
-_QUOTE = rb"(?:\\{1,8}\"|')"
+_QUOTE = rb"(?:\\(?:\\\\){0,4}\"|')"  # an odd number of backslashes: with an even one the string would end here
 _SIGN = rb"\s{0,4}[=:]\s{0,4}"
 _WORD = rb"([^\s\"'&,;\\]{3,})"
 _VALUE = (
@@ -45,7 +45,7 @@ _FORMS = {
     b"authorization": _form(rb"authorization" + _NAMED),
     b"key": _form(_KEY),
     b"token": _form(rb"(?:" + _TOKEN + rb"|" + _ONLY_TOKEN + rb")"),
-    b"bearer": _form(rb"(?:\bbearer\s{1,4}([\w.~+/=-]{6,})|bearer" + _NAMED + rb")"),
+    b"bearer": _form(rb"(?:\bbearer\s{1,4}+(?!bearer\b)([\w.~+/=-]{6,})|bearer" + _NAMED + rb")"),
     # "basic understanding" is a sentence; base 64 has digits or capitals in it.
     b"basic": _form(rb"\bbasic\s{1,4}(?=[a-z+/]*(?:[0-9=]|(?-i:[a-z][A-Z])))([\w+/=-]{8,})"),
     b"://": _form(rb"://([^\s/\"@]++)@"),

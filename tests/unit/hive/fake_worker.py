@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import json, os, signal, subprocess, sys, time
 def say(action, message="Something.", **fields):
     ids = {{name.lower(): os.environ[name] for name in ("JOB_ID", "CORRELATION_ID") if name in os.environ}}
     print(json.dumps({{"v": 1, "kind": "narration", "ts": 5, "actor": "worker", "action": action,
-                      "message": message, **ids, "fields": fields}}), flush=True)
+                      "message": message, **ids, "fields": fields}}, separators=(",", ":")), flush=True)
 
 def ready(url="http://127.0.0.1:9"):
     say("worker_ready", url=url)
@@ -40,8 +39,3 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] not in (b"Z", b"X")
     except FileNotFoundError:
         return False
-
-
-def kill(pid: int, number: int) -> None:
-    """Send a signal."""
-    os.kill(pid, number)

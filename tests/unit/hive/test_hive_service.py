@@ -88,7 +88,7 @@ async def test_what_was_said_about_a_command_is_at_the_queens_before_its_end(hiv
     own = hive.queen.taken[f"{hive.service.hive_id}/{hive.service.boot_id}"]
     assert state is JobState.COMPLETED
     assert own.count(b'"job_id":"job-of-the-queen"') == 3
-    assert own.count(b'"hive_check"') == 2
+    assert own.count(b'"action":"hive_check"') == 2
 
 
 async def test_command_does_not_wait_for_a_queen_that_is_away(hive: Hive) -> None:

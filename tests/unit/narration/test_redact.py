@@ -70,6 +70,11 @@ def test_redact_field_of_ordinary_name_keeps_its_value(name: str) -> None:
     assert redacted({name: "some words", "n": 35}) == {name: "some words", "n": 35}
 
 
+def test_redact_string_that_ends_in_a_backslash_ends_there() -> None:
+    value = {"password:\\": [{"n": 1}], "password='\\": "\\", "x": "token=\\"}
+    assert redacted(value) == value
+
+
 _PIECES = "password|token|api_key|secret|bearer |basic |://|@|sk-|\"|'|\\|:|=| |\n|a1B2c3d4e5|,|{|}|é|\x00|hf_|/"
 _WORDS = st.lists(st.sampled_from(_PIECES.split("|")), max_size=12).map("".join)
 _VALUES = st.recursive(_WORDS | st.integers() | st.none(), st.lists, max_leaves=4)
@@ -80,7 +85,13 @@ def test_redact_any_json_stays_json_of_the_same_shape(value: dict[str, Any]) -> 
     line = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     after = json.loads(redact(line))
     assert [type(item) for item in after.values()] == [type(item) for item in value.values()][: len(after)]
-    assert redact(redact(line)) == redact(line)
+
+
+@given(_WORDS, _WORDS, st.sampled_from(["password", "api_key", "token", "X-Client-Secret", "authorization"]))
+def test_redact_secret_in_any_company_never_survives(before: str, after: str, name: str) -> None:
+    secret = before + "CANARY-7f3a" + after
+    value = {"message": f"{before} Bearer CANARY-7f3a", "fields": {before: [{name: secret}], name: secret}}
+    assert "CANARY" not in json.dumps(redacted(value))
 
 
 @pytest.mark.parametrize(
