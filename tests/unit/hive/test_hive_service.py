@@ -132,7 +132,7 @@ async def test_hive_that_stops_takes_no_command(hive: Hive) -> None:
         return {"type": "http.request", "body": b'{"operation":"hive_check"}', "more_body": False}
 
     headers = [(b"content-type", b"application/json")]
-    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)  # type: ignore[arg-type]
+    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)
     with pytest.raises(UnavailableError, match="stopping"):
         await submit(hive.service, request)
 
