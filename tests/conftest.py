@@ -5,5 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 # The demo model is downloaded once per checkout, not once per home.
 os.environ.setdefault("RBEE_TEST_MODELS", str(Path(__file__).parent.parent / ".cache" / "models"))
+
+# A busy machine is slow, not wrong.
+settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rbee")

@@ -56,7 +56,6 @@ class Starting:
     Attributes:
         worker_id: The worker.
         task: Does it; None until the owner's log says so.
-        is_given_up: Nobody waits any more; nobody may join.
     """
 
     def __init__(self, decision: Start, owner: Ticket) -> None:
@@ -65,7 +64,6 @@ class Starting:
         self.tickets = [owner]
         self.worker_id = new_id("worker")
         self.task: asyncio.Task[None] | None = None
-        self.is_given_up = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -276,7 +274,7 @@ class Dispatcher:
         """Let a job share the fate of the start that it waits for."""
         if ticket.starting is None:
             for starting in self._starting.values():
-                if starting.owner.model == ticket.model and not starting.is_given_up:
+                if starting.owner.model == ticket.model:
                     ticket.starting = starting
                     starting.tickets.append(ticket)
                     return
@@ -291,7 +289,6 @@ class Dispatcher:
             if starting.task is None and starting.owner is ticket:  # never begun: the others decide anew
                 self._end_start(starting, None)
             elif not starting.tickets and ticket.placement is None and starting.task is not None:
-                starting.is_given_up = True
                 starting.task.cancel()
         self.pump()
 

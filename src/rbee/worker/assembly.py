@@ -6,6 +6,7 @@ always asked for a stream.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -158,6 +159,22 @@ class ResponsesAssembler:
         return self._response
 
 
+def _message_without_start() -> dict[str, Any]:
+    """Begin a message whose `message_start` the engine left out.
+
+    It does so when the answer's first token is only a part of a character, such as an emoji's first bytes. How
+    many tokens the prompt has is then told nowhere.
+    """
+    usage = {"input_tokens": None, "output_tokens": 0}
+    return {
+        "id": f"msg_{secrets.token_hex(12)}",
+        "type": "message",
+        "role": "assistant",
+        "model": None,
+        "usage": usage,
+    }
+
+
 class AnthropicAssembler:
     """Puts together `/v1/messages`."""
 
@@ -172,6 +189,8 @@ class AnthropicAssembler:
         if kind == "message_start":
             self._message = dict(chunk["message"])
         elif kind == "content_block_start":
+            if self._message is None:
+                self._message = _message_without_start()
             if len(self._blocks) >= MAX_CHOICES:
                 raise WorkerError("The engine sent more content blocks than can be put together.")
             self._blocks[chunk["index"]] = dict(chunk["content_block"])

@@ -62,7 +62,10 @@ async def relay_whole(
     assembler = dialect.assembler()
     asked = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": True}
     await read_answer(engine, dialect, _encode(asked), closing.tally, lambda _, chunk: assembler.add(chunk))
-    answer = _encode(assembler.result())
+    result = assembler.result()
+    if result.get("model", "") is None:
+        result["model"] = body.get("model")
+    answer = _encode(result)
     closing.completed()
     await reply.whole(answer)
 

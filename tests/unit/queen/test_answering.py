@@ -57,6 +57,19 @@ async def test_answer_of_a_silent_hive_is_not_stalled_but_lost(tmp_path: Path) -
     assert (end["state"], end["reason"]) == ("failed", "hive_lost")
 
 
+async def test_time_in_which_the_hive_was_silent_does_not_count_as_a_standstill(tmp_path: Path) -> None:
+    async with queen_of(tmp_path, hive_stale_s=0.1, first_token_s=1.0) as queen:
+        hive = await queen.live_hive()
+        job_id, worker_id = await _asked(queen, hive)
+        heard = queen.service.book.hive
+        await until(lambda: queen.service.book.silent_s(heard(hive.hive_id)) > 1.1)
+        hive.beat()
+        await until(lambda: queen.service.book.silent_s(heard(hive.hive_id)) > 0.05)  # it was looked at meanwhile
+        await hive.answer(worker_id, job_id, "late")
+
+        assert (await queen.end(job_id))["state"] == "completed"
+
+
 async def test_dead_worker_fails_its_job_with_how_it_ended(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     job_id, worker_id = await _asked(whole_queen, hive)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ async def test_start_that_nobody_waits_for_any_more_is_cancelled_at_the_hive(who
     await until(lambda: not hive.runner.running)
 
     assert (await hive.registry.get(spawned)).state is JobState.CANCELLED
-    assert whole_queen.service.dispatcher._starting == {}
+    await until(lambda: not whole_queen.service.dispatcher._starting)
 
 
 async def test_job_that_comes_while_a_start_is_being_cancelled_gets_one_of_its_own(whole_queen: Queen) -> None:
@@ -183,13 +184,19 @@ async def test_worker_that_ends_before_it_is_ready_is_told_in_the_jobs_log_befor
     assert spawn.worker_id is not None
     hive.failure = ModelInvalidError("It is no model.", details={"worker_id": spawn.worker_id, "exit_code": 4})
     hive.may_go_on.set()
-    await until(lambda: not hive.runner.running)
+    await until(lambda: not hive.runner.running and not any(_is_following(task) for task in asyncio.all_tasks()))
+    for _ in range(20):  # the queen has heard of it, and acts on it
+        await asyncio.sleep(0)
     await hive.say(f"{hive.hive_id}/boot", worker_exit(spawn.worker_id, {}, exit_code=4))
 
     end = await whole_queen.end(job_id)
 
     assert (await whole_queen.said(job_id))[-3:] == ["worker_exit", "queen_failed", "end"]
     assert end["error"]["exit_code"] == 4
+
+
+def _is_following(task: asyncio.Task[object]) -> bool:
+    return str(getattr(task.get_coro(), "__qualname__", "")) == "_end_of"
 
 
 async def test_slots_are_never_exceeded_and_order_is_priority_then_arrival(whole_queen: Queen) -> None:

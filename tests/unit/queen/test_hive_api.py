@@ -146,5 +146,5 @@ async def test_following_is_let_go_of_when_the_hive_was_started_again(whole_quee
     await whole_queen.end(job_id)
     await until(lambda: not whole_queen.service.runner.running)
 
-    names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+    names = {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
     assert "_end_of" not in names

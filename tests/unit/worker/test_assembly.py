@@ -170,6 +170,21 @@ def test_anthropic_answer_is_built_of_its_blocks() -> None:
     }
 
 
+def test_message_whose_start_the_engine_left_out_is_whole_all_the_same() -> None:
+    """An answer that begins with half a character: the engine sends no `message_start`."""
+    answer = assembled(
+        AnthropicAssembler(),
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    )
+    assert (answer["type"], answer["role"], answer["stop_reason"]) == ("message", "assistant", "max_tokens")
+    assert answer["content"] == [{"type": "text", "text": "Hi"}]
+    assert answer["usage"] == {"input_tokens": None, "output_tokens": 5}
+    assert answer["id"].startswith("msg_")
+
+
 @pytest.mark.parametrize("assembler", [ChatAssembler, CompletionAssembler, ResponsesAssembler, AnthropicAssembler])
 def test_nothing_at_all_is_no_answer(assembler: type[Assembler]) -> None:
     """An answer without a beginning is refused, not made up."""
