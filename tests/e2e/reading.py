@@ -48,6 +48,6 @@ def assert_whole(events: Sequence[Event]) -> None:
     assert events[0]["state"] == "queued"
 
 
-def infer(prompt: str = "Say hello.", **fields: Any) -> dict[str, Any]:
+def infer(prompt: str = "Tell a long story about a river.", **fields: Any) -> dict[str, Any]:
     """Make an `infer` operation for the demo model."""
     return {"operation": "infer", "model": MODEL, "prompt": prompt, "max_tokens": 8, "seed": 1, **fields}

@@ -27,7 +27,9 @@ async def empty_home(rbee_models: Path) -> AsyncIterator[LocalStack]:
 
 async def test_infer_starts_a_stack_and_down_stops_all_of_it(empty_home: LocalStack) -> None:
     """The first command of a new user: an answer, and a sentence about what was started."""
-    ran = await empty_home.keeper("infer", "-m", MODEL, "--max-tokens", "6", "Say hi.", env=PORTS)
+    ran = await empty_home.keeper(
+        "infer", "-m", MODEL, "--max-tokens", "6", "Tell a long story about a river.", env=PORTS
+    )
     assert ran.exit_code == 0, ran.stderr
     assert ran.stdout.strip()
     assert "rbee down" in ran.stderr

@@ -45,8 +45,9 @@ async def test_chat_completion_is_streamed_with_usage(rbee_stack: LocalStack, cl
     """A streamed call: pieces as they are made, one finish, usage when asked for."""
     stream = await client.chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": "Say hello."}],
+        messages=[{"role": "user", "content": "Tell a long story about a river."}],
         max_tokens=8,
+        temperature=0,
         stream=True,
         stream_options={"include_usage": True},
     )

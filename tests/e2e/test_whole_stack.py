@@ -13,7 +13,17 @@ from tests.e2e.reading import MAIN_PATH, MODEL, actions, answer, assert_whole, f
 
 async def test_cold_infer_tells_eight_events_from_four_processes(rbee_stack: LocalStack) -> None:
     """The first prompt: eight steps in causal order, told by processes of their own, and the answer."""
-    async with rbee_stack.keeper_process("infer", "--json", "-m", MODEL, "--max-tokens", "8", "Say hi.") as keeper:
+    async with rbee_stack.keeper_process(
+        "infer",
+        "--json",
+        "-m",
+        MODEL,
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "Tell a long story about a river.",
+    ) as keeper:
         out, err = await keeper.communicate()
         keeper_pid = keeper.pid
     assert keeper.returncode == 0, err.decode()
@@ -52,9 +62,11 @@ async def test_second_infer_reuses_the_worker(rbee_stack: LocalStack) -> None:
 
 async def test_keeper_prints_the_answer_alone_on_stdout(rbee_stack: LocalStack) -> None:
     """stdout has the answer and nothing else; the narration is on stderr; -q leaves it out."""
-    told = await rbee_stack.keeper("infer", "-m", MODEL, "--max-tokens", "8", "--seed", "1", "Say hi.")
+    told = await rbee_stack.keeper(
+        "infer", "-m", MODEL, "--max-tokens", "8", "--seed", "1", "Tell a long story about a river."
+    )
     quiet = await rbee_stack.keeper(
-        "infer", "-q", "-m", MODEL, "--max-tokens", "8", "--seed", "1", stdin="Say hi."
+        "infer", "-q", "-m", MODEL, "--max-tokens", "8", "--seed", "1", stdin="Tell a long story about a river."
     )
     assert (told.exit_code, quiet.exit_code) == (0, 0)
     assert told.stdout.endswith("\n")

@@ -17,7 +17,7 @@ from tests.integration.worker_process import CHAT, WorkerProcess
 
 CONTEXT_TOKENS = 512
 SLOTS = 2
-HELLO = [{"role": "user", "content": "Say hello."}]
+HELLO = [{"role": "user", "content": "Tell a long story about a river."}]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,9 @@ async def test_completion_without_stream_is_one_answer(session: aiohttp.ClientSe
 
 async def test_response_without_stream_is_one_answer(session: aiohttp.ClientSession) -> None:
     """The Responses API."""
-    answer = await ask(session, "/v1/responses", {"input": "Say hello.", "max_output_tokens": 5})
+    answer = await ask(
+        session, "/v1/responses", {"input": "Tell a long story about a river.", "max_output_tokens": 5}
+    )
     assert (answer["object"], answer["status"]) == ("response", "completed")
     assert answer["output"][0]["content"][0]["text"]
     assert answer["usage"]["output_tokens"] == 5
@@ -140,7 +142,13 @@ async def test_answers_of_every_form_can_be_kept(
 ) -> None:
     """With the engine's JSON beside the text."""
     job_id, headers = ids(**{"x-rbee-keep": "chunk"})
-    body = {"prompt": "Once", "input": "Say hello.", "messages": HELLO, "max_tokens": 5, "max_output_tokens": 5}
+    body = {
+        "prompt": "Once",
+        "input": "Tell a long story about a river.",
+        "messages": HELLO,
+        "max_tokens": 5,
+        "max_output_tokens": 5,
+    }
     async with session.post(path, json=body, headers=headers) as response:
         assert response.status == 202
     closing = await worker.closing(job_id)
@@ -234,7 +242,10 @@ async def test_small_routes_answer(session: aiohttp.ClientSession) -> None:
     async with session.get("/v1/models") as response:
         assert [model["id"] for model in (await response.json())["data"]] == ["smollm2:135m"]
     assert len((await ask(session, "/tokenize", {"content": "hi there"}))["tokens"]) == 2
-    assert "Say hello." in (await ask(session, "/apply-template", {"messages": HELLO}))["prompt"]
+    assert (
+        "Tell a long story about a river."
+        in (await ask(session, "/apply-template", {"messages": HELLO}))["prompt"]
+    )
 
 
 async def test_engine_asks_for_its_own_key(worker: WorkerProcess, session: aiohttp.ClientSession) -> None:

@@ -17,7 +17,7 @@ from rbee.hive.models import ModelStore
 from rbee.processes import FileLock, find_marked
 from tests.integration.worker_process import CHAT, HIVE_ID, WORKER_ID, WorkerProcess
 
-HELLO = [{"role": "user", "content": "Say hello."}]
+HELLO = [{"role": "user", "content": "Tell a long story about a river."}]
 JOB_ID = "job-00000000000000000000000001"
 HIVE = {"RBEE_HIVE_ID": HIVE_ID, "JOB_ID": JOB_ID, "CORRELATION_ID": "corr-1"}
 Start = Callable[..., WorkerProcess]
