@@ -231,12 +231,15 @@ class HiveService:
         assert isinstance(job.operation, ModelDownload)
         ref = job.operation.model
         with scope(model=ref):
-            narrate("model_download", f"Downloading {ref}.", hive_job_id=job.job_id, done_bytes=0)
+            is_new = self.models.find(ref) is None
+            if is_new:
+                narrate("model_download", f"Downloading {ref}.", hive_job_id=job.job_id, done_bytes=0)
             model = await self.models.pull(ref, _progress_teller(ref, job.job_id))
             size_mb = model.size_bytes / 1e6
+            outcome = "is here" if is_new else "was here already"
             narrate(
                 "model_download",
-                f"{ref} is here ({size_mb:.0f} MB), its digest checked.",
+                f"{ref} {outcome} ({size_mb:.0f} MB), its digest checked.",
                 hive_job_id=job.job_id,
                 done_bytes=model.size_bytes,
                 total_bytes=model.size_bytes,
