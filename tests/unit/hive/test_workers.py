@@ -327,10 +327,10 @@ async def test_stray_of_a_dead_hive_is_stopped_its_words_delivered_and_its_end_t
     strays = [hive.wanted("print('spoken')\n" + READY) for _ in range(2)]
     for wanted in strays:
         await hive.workers.start(wanted, HIVE)
+    assert await hive.outbox.flush(10)
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
-    dead = hive.workers
-    await dead.close()
+    await hive.workers.close()
     hive.queen.taken.clear()
     hive.queen.cursors.clear()
 
