@@ -10,7 +10,7 @@ import pytest
 
 from rbee.errors import NotFoundError
 from rbee.testing import LocalStack
-from tests.e2e.reading import actions, assert_whole, infer, states
+from tests.e2e.reading import actions, answer, assert_whole, infer, states
 
 LONG: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
 
@@ -57,8 +57,36 @@ async def test_job_that_takes_too_long_fails_with_timeout(rbee_stack: LocalStack
     assert any(event["kind"] == "token" for event in events)
 
 
-async def test_queen_killed_while_a_job_runs_ends_it_queen_lost_at_the_next_start(rbee_stack: LocalStack) -> None:
-    """Nothing stays `running` for ever: a queen that comes back ends what she finds."""
+async def test_answer_survives_the_queen_that_was_killed_in_the_middle_of_it(rbee_stack: LocalStack) -> None:
+    """The worker goes on, its file waits: the next queen has the whole answer, in the same attempt."""
+    assert rbee_stack.queen is not None
+    tokens = 300
+    async with rbee_stack.client() as client:
+        job_id = (await client.submit(infer(max_tokens=tokens, ignore_eos=True, temperature=0.9))).job_id
+        async for event in client.follow(job_id):
+            if event["kind"] == "token" and event["tokens"] == 20:
+                break
+    port = int(rbee_stack.url.rpartition(":")[2])
+    rbee_stack.queen.signal(signal.SIGKILL)
+    await rbee_stack.queen.wait()
+    await rbee_stack.start_queen(port)
+    events = await rbee_stack.log(job_id)
+    assert_whole(events)
+    assert states(events) == ["queued", "running", "completed"]
+    assert actions(events)[-3:] == ["queen_resume", "worker_inference", "queen_complete"]
+    assert events[-1]["result"]["usage"]["completion_tokens"] == tokens
+    counted = [event["tokens"] for event in events if event["kind"] == "token"]
+    assert counted == sorted(counted)
+    assert counted[-1] == tokens
+    offsets = [event["src"]["offset"] for event in events if event["kind"] == "token"]
+    assert offsets == sorted(set(offsets))
+    assert answer(events) == events[-1]["result"]["text"]
+    following = await rbee_stack.run_job(infer())
+    assert following[-1]["state"] == "completed"
+
+
+async def test_answer_of_a_killed_queen_is_cancelled_by_the_next(rbee_stack: LocalStack) -> None:
+    """A job taken over can be cancelled like any other: the worker stops and the slot is free."""
     assert rbee_stack.queen is not None
     async with rbee_stack.client() as client:
         job_id = (await client.submit(infer(**LONG))).job_id
@@ -69,12 +97,13 @@ async def test_queen_killed_while_a_job_runs_ends_it_queen_lost_at_the_next_star
     rbee_stack.queen.signal(signal.SIGKILL)
     await rbee_stack.queen.wait()
     await rbee_stack.start_queen(port)
+    await rbee_stack.until_hive_is_live()
+    async with rbee_stack.client() as client:
+        await client.cancel(job_id)
     events = await rbee_stack.log(job_id)
     assert_whole(events)
-    assert (events[-1]["state"], events[-1]["reason"]) == ("failed", "queen_lost")
-    await rbee_stack.until_hive_is_live()
-    following = await rbee_stack.run_job(infer())
-    assert following[-1]["state"] == "completed"
+    assert (events[-1]["state"], events[-1]["reason"]) == ("cancelled", "user")
+    assert actions(events)[-2:] == ["worker_inference", "queen_cancelled"]
 
 
 async def test_jobs_are_found_by_state_operation_and_page() -> None:

@@ -117,3 +117,14 @@ def cancel_requested(record: JobRecord) -> Changed:
     if record.is_ended or record.is_cancel_requested:
         return Changed(record, [])
     return Changed(msgspec.structs.replace(record, is_cancel_requested=True, phase=Phase.STOPPING), [])
+
+
+def taken_over(record: JobRecord, owner: str, events: list[NewEvent]) -> Changed:
+    """Give a running job to a later boot of its owner; the attempt goes on as it is.
+
+    Raises:
+        ConflictError: It does not run.
+    """
+    if record.state is not JobState.RUNNING:
+        raise ConflictError(f"The job {record.job_id} is {record.state}; it cannot be taken over.")
+    return Changed(msgspec.structs.replace(record, owner=owner), events)

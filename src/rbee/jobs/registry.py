@@ -17,7 +17,7 @@ from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
 from rbee.errors import GoneError, NotFoundError
 from rbee.jobs.event_log import LogHub, LogReader
-from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event
+from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event, taken_over
 from rbee.jobs.records import Changed, Fence, JobFilter, JobRecord, LogPage, view_of
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.store import JobStore
@@ -167,6 +167,14 @@ class JobRegistry:
             )
 
         return await self.store.change(job_id, decide)
+
+    async def take_over(self, job_id: str, *, owner: str, events: list[NewEvent]) -> JobRecord:
+        """Give a running job of an earlier boot to this one; its attempt goes on.
+
+        Raises:
+            ConflictError: It does not run.
+        """
+        return await self.store.change(job_id, lambda record: taken_over(record, owner, events))
 
     async def request_cancel(self, job_id: str) -> JobRecord:
         """Mark a job as to be cancelled; whoever runs it sees to the rest. Again and again without harm."""

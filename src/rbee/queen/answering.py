@@ -73,6 +73,33 @@ class Answering:
                     raise
             await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
 
+    async def found_again(self, placement: Placement) -> None:
+        """After a queen's start: wait until the worker of an earlier placement can be asked, or its end is known.
+
+        Raises:
+            HiveLostError: Its hive was not heard of for `hive_timeout_s`.
+            WorkerLostError: Its hive is there without it, and nobody told of its end in `hive_lost_s`.
+        """
+        loop = asyncio.get_running_loop()
+        hive_deadline = loop.time() + self._settings.hive_timeout_s
+        worker_deadline: float | None = None
+        while not placement.closing.done():
+            if self._book.has_ready(placement.worker_id, placement.hive_id):
+                return
+            now = loop.time()
+            if self._hive_state(placement) is HiveState.LIVE:
+                worker_deadline = worker_deadline or now + self._settings.hive_lost_s
+                if now >= worker_deadline:
+                    raise WorkerLostError(
+                        f"The worker {placement.worker_id} is no longer there.",
+                        details={"worker_id": placement.worker_id},
+                    )
+            elif now >= hive_deadline:
+                raise HiveLostError(
+                    f"The hive {placement.hive_id} was not heard of for {self._settings.hive_timeout_s:g} s."
+                )
+            await self._book.changed(ASK_AGAIN_S)
+
     async def closing(self, placement: Placement) -> dict[str, Any]:
         """Wait for the fields of the closing line of a kept answer.
 

@@ -36,8 +36,21 @@ class InferHandler:
         assert isinstance(job.operation, Infer) and job.record.model is not None
         placement = await self._dispatcher.acquire(job, job.record.model)
         self._workers.ask_keep_alive(placement.worker_id, job.operation.keep_alive)
+        return await self._see_through(job, job.operation, placement)
+
+    async def resume(self, job: RunningJob, placement: Placement) -> dict[str, Any]:
+        """Go on with an answer that a worker went on giving while no queen listened.
+
+        The same request asked again starts nothing twice, and starts what never reached the worker.
+        """
+        assert isinstance(job.operation, Infer)
+        return await self._see_through(job, job.operation, placement, is_resumed=True)
+
+    async def _see_through(
+        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool = False
+    ) -> dict[str, Any]:
         try:
-            fields = await self._answer(job, job.operation, placement)
+            fields = await self._answer(job, operation, placement, is_resumed=is_resumed)
         finally:
             self._dispatcher.release(placement)
         failure = failure_of(fields)
@@ -45,13 +58,17 @@ class InferHandler:
             raise failure
         return await self._result(job, placement, fields)
 
-    async def _answer(self, job: RunningJob, operation: Infer, placement: Placement) -> dict[str, Any]:
+    async def _answer(
+        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool
+    ) -> dict[str, Any]:
         correlation_id = job.record.correlation_id
         try:
+            if is_resumed:
+                await self._answering.found_again(placement)
             await self._answering.ask(placement, CHAT_PATH, encode_json(chat_body(operation)), correlation_id)
             return await self._answering.closing(placement)
         except asyncio.CancelledError:
-            if job.stop is not None:  # else the queen ends: her next start sees to what the worker still does
+            if job.stop is not None:  # else the queen ends: her next start goes on with it
                 await self._answering.stop(placement, correlation_id)
             raise
         except RbeeError:

@@ -1,31 +1,25 @@
-"""What an earlier boot of this queen left: jobs that ran are lost, jobs that waited are placed again."""
+"""What an earlier boot of this queen left: kept answers go on, queued jobs are placed again, calls are lost."""
 
 from __future__ import annotations
 
-import asyncio
+from typing import Any
 
-from msgspec import Struct
+import msgspec
 
+from rbee.contracts.events import NARRATION_PREFIX, encode_json
+from rbee.contracts.operations import Infer
 from rbee.contracts.states import JobState, Reason
-from rbee.errors import GoneError, QueenLostError
+from rbee.errors import GoneError, QueenLostError, WorkerLostError
 from rbee.jobs import JobFilter, JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
 from rbee.jobs.runner import error_body, narration_event
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
-from rbee.queen.answering import Answering
-from rbee.queen.dispatch import Dispatcher
-from rbee.queen.hives import HiveBook
+from rbee.queen.infer import InferHandler
+from rbee.queen.worker_exits import read_exit
 from rbee.queen.workers import Placement, WorkerBook
 
 PAGE = 500
-
-
-class _Orphan(Struct, frozen=True):
-    """A request that a worker may still be answering although its job has ended."""
-
-    placement: Placement
-    correlation_id: str
 
 
 class Leftovers:
@@ -35,57 +29,74 @@ class Leftovers:
         self,
         registry: JobRegistry,
         runner: JobRunner,
-        book: HiveBook,
         workers: WorkerBook,
-        dispatcher: Dispatcher,
-        answering: Answering,
-        *,
-        wait_s: float,
+        infer: InferHandler,
     ) -> None:
-        """Take what is needed; `wait_s` is how long a hive may take to be heard of."""
+        """Take what is needed."""
         self._registry = registry
         self._runner = runner
-        self._book = book
         self._workers = workers
-        self._dispatcher = dispatcher
-        self._answering = answering
-        self._wait_s = wait_s
-        self._orphans: list[_Orphan] = []
+        self._infer = infer
 
     async def take_up(self) -> None:
         """End what ran, tell the ends of workers that were not told yet, and place again what waited."""
         await self._workers.load()
         for record in await self._all(JobState.RUNNING):
-            await self._end_lost(record, "The queen ended while this job was running.")
-            if record.worker_id is not None and record.hive_id is not None and record.is_kept:
-                self._remember(record, record.worker_id, record.hive_id)
+            if not await self._go_on(record):
+                await self._end_lost(record, "The queen ended while this job was running.")
         await self._workers.settle()
         for record in sorted(await self._all(JobState.QUEUED), key=lambda record: record.created_at):
             await self._place_again(record)
 
-    def _remember(self, record: JobRecord, worker_id: str, hive_id: str) -> None:
-        """Count the slot as taken until the worker has stopped answering."""
-        placement = self._workers.place(record.job_id, worker_id, hive_id, record.attempt)
-        self._orphans.append(_Orphan(placement, record.correlation_id))
-
-    async def stop_orphans(self) -> None:
-        """Have the workers stop what nobody waits for any more."""
-        async with asyncio.TaskGroup() as group:
-            for orphan in self._orphans:
-                group.create_task(self._stop(orphan))
-
-    async def _stop(self, orphan: _Orphan) -> None:
-        placement = orphan.placement
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._wait_s
+    async def _go_on(self, record: JobRecord) -> bool:
+        """Take over a kept answer that a worker is giving; false for what cannot go on."""
+        if record.worker_id is None or record.hive_id is None or not record.is_kept:
+            return False
         try:
-            while loop.time() < deadline and not placement.closing.done():
-                if self._book.has_ready(placement.worker_id, placement.hive_id):
-                    await self._answering.stop(placement, orphan.correlation_id)
-                    return
-                await self._book.changed(0.5)
-        finally:
-            self._dispatcher.release(placement)
+            operation = await self._registry.operation(record.job_id)
+        except GoneError:
+            return False
+        if not isinstance(operation, Infer):
+            return False
+        # Before the first hive is heard: from here on the worker may speak of the job again.
+        placement = self._workers.place(record.job_id, record.worker_id, record.hive_id, record.attempt)
+        await self._hear_again(placement)
+        with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
+            line = compose(
+                "queen_resume",
+                f"The queen is back; the answer of {record.worker_id} goes on.",
+                worker_id=record.worker_id,
+                attempt=record.attempt,
+            )
+        record = await self._registry.take_over(
+            record.job_id, owner=self._runner.owner, events=[narration_event(line)]
+        )
+        emit(line)
+        self._runner.launch(record, operation, lambda job: self._infer.resume(job, placement))
+        if record.is_cancel_requested:
+            await self._runner.cancel(record.job_id)
+        return True
+
+    async def _hear_again(self, placement: Placement) -> None:
+        """Act on what the log has heard of the attempt already: its closing line, or its worker's end."""
+        after = 0
+        while True:
+            page = await self._registry.read(placement.job_id, after)
+            if not page.events:
+                return
+            after += len(page.events)
+            for event in page.events:
+                if event.startswith(NARRATION_PREFIX):
+                    self._hear(placement, msgspec.json.decode(event))
+
+    def _hear(self, placement: Placement, event: dict[str, Any]) -> None:
+        if event.get("worker_id") != placement.worker_id or placement.closing.done():
+            return
+        if event["action"] == "worker_inference" and event.get("attempt") == placement.attempt:
+            placement.closing.set_result(event.get("fields") or {})
+        elif event["action"] == "worker_exit":
+            ended = read_exit(encode_json(event))
+            placement.fail(ended.error() if ended is not None else WorkerLostError(str(event["message"])))
 
     async def _all(self, state: JobState) -> list[JobRecord]:
         found: list[JobRecord] = []

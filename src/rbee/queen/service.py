@@ -56,19 +56,16 @@ class QueenService:
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
-        self._leftovers = Leftovers(
-            registry, self.runner, book, workers, dispatcher, answering, wait_s=settings.hive_lost_s
-        )
+        self._leftovers = Leftovers(registry, self.runner, workers, infer)
 
     async def open(self) -> None:
-        """Take up what an earlier boot left: what ran is lost, what waited is placed again."""
+        """Take up what an earlier boot left: kept answers go on, what waited is placed again."""
         await self._leftovers.take_up()
 
     async def run(self) -> None:
         """Do what a queen does on her own, until cancelled; what goes wrong in it is raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._idle.run())
-            group.create_task(self._leftovers.stop_orphans())
             await asyncio.Event().wait()
 
     async def close(self, grace_s: float) -> None:

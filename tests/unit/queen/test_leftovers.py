@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from rbee.contracts.events import captured_event
 from rbee.contracts.heartbeats import WorkerInfo
+from rbee.contracts.ids import new_id
 from rbee.contracts.operations import ChatCompletion
 from rbee.contracts.states import JobState
 from rbee.jobs import JobRegistry
-from tests.unit.queen.queen_stage import closing, narration, token
+from tests.unit.queen.queen_stage import closing, narration, token, worker_exit
 from tests.unit.queen.scripted_hive import ScriptedHive, queen_of, until
 
 
@@ -30,39 +32,116 @@ def _same_hive(hive: ScriptedHive, before: ScriptedHive) -> None:
     hive._offsets = before._offsets
 
 
-async def test_running_job_ends_queen_lost_and_its_worker_stops(tmp_path: Path, registry: JobRegistry) -> None:
+async def test_answer_goes_on_where_it_was_and_is_whole(tmp_path: Path, registry: JobRegistry) -> None:
     async with queen_of(tmp_path, registry) as first:
         before = await first.live_hive()
         worker_id = before.has_worker()
         job_id = await first.infer()
         await until(lambda: len(before.asked) == 1)
-        await before.say(f"{worker_id}/stdout", token(job_id, text="half"))
+        await before.say(f"{worker_id}/stdout", token(job_id, text="half "))
 
     async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
-        end = await queen.end(job_id)
         hive = await queen.hive()
         _same_hive(hive, before)
+        await hive.say(f"{worker_id}/stdout", token(job_id, text="and "))
         assert queen.service.workers.slots_used(worker_id) == 1
         hive.beat()
-        await until(lambda: hive.stopped == [f"{job_id}.1"])
-        log = await queen.log(job_id)
-        await hive.say(f"{worker_id}/stdout", token(job_id, text="late"), closing(job_id, outcome="cancelled"))
-        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
+        await until(lambda: len(hive.asked) == 1)
+        assert hive.asked[0][1]["x-request-id"] == f"{job_id}.1"
+        await hive.say(f"{worker_id}/stdout", token(job_id, text="half"), closing(job_id, frames=3))
+        end = await queen.end(job_id)
+        actions = [word for word in await queen.said(job_id) if "_" in word]
+        assert queen.service.workers.slots_used(worker_id) == 0
 
-        assert (end["state"], end["reason"], end["error"]["code"]) == ("failed", "queen_lost", "queen_lost")
-        assert await queen.log(job_id) == log
-        assert await queen.said(worker_id) == ["queen_refuse_line", "queen_refuse_line"]
+    assert (end["state"], end["result"]["text"], end["result"]["attempts"]) == ("completed", "half and half", 1)
+    assert actions == ["queen_receive", "queen_forward", "queen_resume", "worker_inference", "queen_complete"]
 
 
-async def test_slot_of_a_worker_that_never_comes_back_is_given_up(tmp_path: Path, registry: JobRegistry) -> None:
+async def test_answer_that_closed_while_no_queen_acted_is_completed_from_its_log(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
     async with queen_of(tmp_path, registry) as first:
         before = await first.live_hive()
         worker_id = before.has_worker()
-        await first.infer()
+        job_id = await first.infer()
+        await until(lambda: len(before.asked) == 1)
+    told = {"outcome": "completed", "frames": 1}
+    closed = narration("worker_inference", job_id=job_id, worker_id=worker_id, attempt=1, fields=told)
+    said = [token(job_id, text="all"), closed]
+    events = [captured_event(line[:-1], source=f"{worker_id}/stdout", offset=0, observed_ts=1) for line in said]
+    await registry.append(job_id, events)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        end = await queen.end(job_id)
+
+    assert (end["state"], end["result"]["text"]) == ("completed", "all")
+
+
+async def test_answer_whose_worker_ended_while_no_queen_acted_fails_with_how_it_ended(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        worker_id = before.has_worker()
+        job_id = await first.infer()
+        await until(lambda: len(before.asked) == 1)
+    line = worker_exit(worker_id, {}, exit_code=7)
+    await registry.append(job_id, [captured_event(line[:-1], source="x/exit", offset=0, observed_ts=1)])
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        end = await queen.end(job_id)
+
+    assert (end["state"], end["reason"], end["error"]["exit_code"]) == ("failed", "worker_lost", 7)
+
+
+async def test_answer_of_a_worker_that_its_hive_no_longer_has_fails(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        worker_id = before.has_worker()
+        job_id = await first.infer()
         await until(lambda: len(before.asked) == 1)
 
-    async with queen_of(tmp_path, JobRegistry(registry.store), hive_lost_s=0.05, hive_stale_s=0.01) as queen:
-        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
+    async with queen_of(tmp_path, JobRegistry(registry.store), hive_lost_s=1.0) as queen:
+        hive = await queen.hive()
+        hive.hive_id = before.hive_id
+        hive.beat()
+        end = await queen.end(job_id)
+        assert queen.service.workers.slots_used(worker_id) == 0
+
+    assert (end["state"], end["reason"], end["error"]["worker_id"]) == ("failed", "worker_lost", worker_id)
+
+
+async def test_answer_of_a_hive_that_is_never_heard_again_fails(tmp_path: Path, registry: JobRegistry) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        before.has_worker()
+        job_id = await first.infer()
+        await until(lambda: len(before.asked) == 1)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store), hive_timeout_s=0.2) as queen:
+        assert (await queen.end(job_id))["reason"] == "hive_lost"
+
+
+async def test_cancel_that_came_before_the_queen_died_is_carried_out_after(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        before.has_worker()
+        job_id = await first.infer()
+        await until(lambda: len(before.asked) == 1)
+    await registry.request_cancel(job_id)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(job_id))["state"] == "cancelled"
+
+
+async def test_running_call_that_is_relayed_ends_queen_lost(tmp_path: Path, registry: JobRegistry) -> None:
+    record = await registry.create(ChatCompletion(), correlation_id="c", is_kept=False)
+    await registry.start(record.job_id, owner="earlier", hive_id=new_id("hive"), worker_id=new_id("worker"))
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(record.job_id))["reason"] == "queen_lost"
 
 
 async def test_waiting_job_is_placed_again_in_its_turn(tmp_path: Path, registry: JobRegistry) -> None:
