@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 # The demo model is downloaded once per checkout, not once per home.
 os.environ.setdefault("RBEE_TEST_MODELS", str(Path(__file__).parent.parent / ".cache" / "models"))
 
-# A busy machine is slow, not wrong.
-settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow, not wrong. CI tries the same examples every time, everybody else new ones.
+settings.register_profile(
+    "rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("rbee")

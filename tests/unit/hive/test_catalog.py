@@ -13,7 +13,7 @@ from rbee.hive.catalog import Catalog, Manifest, directory_name
 
 HUB = parse_model_ref("hf:org/repo:Q4_K_M")
 KNOWN = parse_model_ref("smollm2:135m")
-hub_names = st.from_regex(r"[A-Za-z0-9][\w.-]{0,60}", fullmatch=True)
+hub_names = st.from_regex(r"[A-Za-z0-9][\w.-]{0,60}", fullmatch=True).filter(lambda name: ".." not in name)
 
 
 def committed(catalog: Catalog, ref: ModelRef, data: bytes = b"GGUF", digest: str = "00") -> Path:
