@@ -223,7 +223,8 @@ def test_callback_that_waits_for_its_own_client_is_told_so() -> None:
 
 
 FOLLOW = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from rbee.client import SyncJobClient
 from rbee.errors import InternalError
 client = SyncJobClient(sys.argv[1])
