@@ -4,7 +4,7 @@ PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one sentence.
 export PYTHON PROMPT
 
-.PHONY: setup setup-dev infer up down test check clean
+.PHONY: setup setup-dev infer up down test check chaos bench clean
 
 setup:
 	@scripts/setup
@@ -26,6 +26,12 @@ test: setup-dev
 
 check: setup-dev
 	@scripts/check
+
+chaos: setup-dev
+	@scripts/chaos
+
+bench: setup-dev
+	@scripts/bench
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
