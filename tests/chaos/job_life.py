@@ -161,16 +161,26 @@ async def _endure(registry: JobRegistry, number: int, before: Any) -> None:
 async def _is_same(registry: JobRegistry, before: Any) -> bool | None:
     """Tell whether the registry holds what it held before; None when it could not be read either."""
     try:
-        return json.loads(json.dumps(await snapshot(registry))) == before
+        return bool(json.loads(json.dumps(await snapshot(registry))) == before)
     except RbeeError as error:
         assert error.status in (503, 507), error
         return None
 
 
+async def _opened(path: Path, tries: int) -> JobRegistry:
+    """Open the registry, again when it is refused."""
+    for _ in range(tries - 1):
+        try:
+            return JobRegistry.open(path)
+        except RbeeError as error:
+            say(refused="open", status=error.status, message=error.message, is_unchanged=None)
+    return JobRegistry.open(path)
+
+
 async def main(path: Path, mode: str, reference: str | None = None) -> None:
     """Live the jobs' lives."""
     held = json.loads(Path(reference).read_text()) if reference else []
-    registry = JobRegistry.open(path)
+    registry = await _opened(path, TRIES_MAX if mode == "endure" else 1)
     if mode == "record":
         say(snapshot=await snapshot(registry))
     for number, step in enumerate(STEPS):
