@@ -54,7 +54,7 @@ def test_registry_killed_at_any_write_holds_every_acknowledged_step_and_no_half_
 ) -> None:
     life.prepare()
     points = life.points(WRITES)
-    chosen = points if size.is_full else random.Random(seed).sample(points, min(24, len(points)))
+    chosen = points if size.is_full else random.Random(seed).sample(points, min(14, len(points)))
     killed = ahead = 0
     for point in chosen:
         life.prepare()
@@ -76,7 +76,7 @@ def test_registry_killed_at_any_write_while_it_is_made_is_made_whole_by_the_next
     opening = life.directory / "opening.log"
     opening.write_text("".join(line + "\n" for line in log.read_text().splitlines() if line.startswith(first)))
     points = counted(opening, WRITES)
-    chosen = points if size.is_full else random.Random(seed).sample(points, 6)
+    chosen = points if size.is_full else random.Random(seed).sample(points, 4)
     for point in chosen:
         life.clear()
         acknowledged = life.live(f"{point.call}:signal=KILL:when={point.number}")
@@ -113,7 +113,7 @@ def test_text_that_was_erased_is_in_no_file_after_a_kill_and_a_new_start(
         if acknowledged >= ERASED_AFTER:
             found += 1
             assert asyncio.run(_is_erased(life)), f"{point} after {acknowledged} steps"
-            if found >= size.of(2, 1000):
+            if found >= size.of(1, 1000):
                 break
     figure("kills after an erasure", found)
 

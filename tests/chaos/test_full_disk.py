@@ -56,7 +56,7 @@ def test_registry_whose_writes_fail_for_a_while_refuses_clearly_and_goes_on(
     cases = [(error, point) for error, calls in FAULTS.items() for point in by_call if point.call in calls]
     refusals: Counter[int] = Counter()
     messages = set()
-    for error, point in choice.sample(cases, min(size.of(14, 500), len(cases))):
+    for error, point in choice.sample(cases, min(size.of(8, 500), len(cases))):
         said = _endured(life, error, point, choice.randint(1, SPELL_MAX))
         refused = [line for line in said if "refused" in line]
         for line in refused:
