@@ -1,7 +1,7 @@
 """How much memory reading floods takes.
 
-`python -m tests.chaos.memory_of_capture {hive,capture} DIRECTORY MIB FLOOD…` prints the bytes accounted for, and by how
-many bytes the process grew beyond what one line took.
+`python -m tests.chaos.memory_of_capture {hive,capture} DIRECTORY MIB FLOOD…` prints the bytes accounted for, and
+by how many bytes the process grew beyond what one line took.
 """
 
 from __future__ import annotations
