@@ -170,9 +170,11 @@ class LocalStack:
         self.queen = await self._start("queen-rbee", ["--port", str(port)], "queen_ready")
         return self.queen
 
-    async def start_hive(self) -> Running:
-        """Start a hive for the queen."""
-        self.hive = await self._start("rbee-hive", ["--port", "0", "--queen-url", self.url], "hive_ready")
+    async def start_hive(self, queen_url: str | None = None) -> Running:
+        """Start a hive for the queen, which it may be made to reach by another address."""
+        self.hive = await self._start(
+            "rbee-hive", ["--port", "0", "--queen-url", queen_url or self.url], "hive_ready"
+        )
         return self.hive
 
     async def start_up(self, *arguments: str) -> Running:
