@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import socket
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-import psutil
 import pytest
 
 from rbee.client.sse import SseParser
 from rbee.testing import LocalStack
 from tests.chaos.conftest import Size
+from tests.chaos.process_facts import ProcessFacts
 from tests.chaos.proxied import stored_log
 from tests.chaos.speaking_hive import SpeakingHive
 
@@ -163,21 +162,6 @@ async def reading_process(url: str, path: str) -> AsyncIterator[asyncio.subproce
         await process.wait()
 
 
-def rss_bytes(pid: int) -> int:
-    """Return what a process holds of memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def port_of(pid: int) -> int:
-    """Return the local port of a process's one connection."""
-    (port,) = {
-        connection.laddr.port
-        for connection in psutil.Process(pid).net_connections("tcp")
-        if connection.status == psutil.CONN_ESTABLISHED
-    }
-    return int(port)
-
-
 class FastReader:
     """A reader that keeps up, and knows how far it is."""
 
@@ -199,7 +183,7 @@ async def test_stopped_reader_is_cut_off_costs_no_memory_and_loses_nothing(
 ) -> None:
     """The others hear everything meanwhile; once it goes on, so does its log."""
     assert queen.queen is not None
-    pid, others = queen.queen.pid, [FastReader() for _ in range(size.of(4, 99))]
+    facts, others = ProcessFacts(queen.queen.pid), [FastReader() for _ in range(size.of(4, 99))]
     async with SpeakingHive(queen.url) as hive, asyncio.timeout(size.of(SECONDS, 380)):
         path = hive.path + "/stream"
         await hive.say(b"first")
@@ -207,19 +191,20 @@ async def test_stopped_reader_is_cut_off_costs_no_memory_and_loses_nothing(
             assert slow.stdout is not None
             reading = [group.create_task(other.read(queen, path)) for other in others]
             assert await slow.stdout.readline() == b"1\n"
-            port, rss_before = port_of(slow.pid), rss_bytes(pid)
+            slow_facts = ProcessFacts(slow.pid)
+            port, rss_before = slow_facts.local_port(), facts.now().rss_bytes
             slow.send_signal(signal.SIGSTOP)
             stopped_at = asyncio.get_running_loop().time()
             await _speak(hive, size.of(1800, 12_000))
             async with asyncio.timeout(PROMPT_S):
                 while any(other.last_seq < hive.said for other in others):  # noqa: ASYNC110  # they tell nobody
                     await asyncio.sleep(0.02)
-            rss_grown = rss_bytes(pid) - rss_before
+            rss_grown = facts.now().rss_bytes - rss_before
             await asyncio.sleep(stopped_at + size.of(15, 60) - asyncio.get_running_loop().time())
             slow.send_signal(signal.SIGCONT)
             numbers = [int(await slow.stdout.readline()) for _ in range(hive.said - 1)]
             assert numbers == list(range(2, hive.said + 1))
-            assert port_of(slow.pid) != port  # it had been cut off, and came back
+            assert slow_facts.local_port() != port  # it had been cut off, and came back
             for task in reading:
                 task.cancel()
     assert all(other.is_dense for other in others)
