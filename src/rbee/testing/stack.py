@@ -100,6 +100,7 @@ class LocalStack:
         with_hive: Start a hive as well.
         config: What the home's rbee.toml says. By default workers compute with one thread, so that several
             stacks can run beside each other.
+        prefixes: Words before a program's command, by program, such as those that enter a network namespace.
 
     Example:
         ```python
@@ -117,12 +118,14 @@ class LocalStack:
         with_queen: bool = True,
         with_hive: bool = True,
         config: str = ONE_THREAD,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="rbee-test-"))
         (self.home / "rbee.toml").write_text(config, "utf-8")
         self.env = self._environment(models, env or {})
         self.with_queen = with_queen
         self.with_hive = with_hive
+        self._prefixes = prefixes or {}
         self.queen: Running | None = None
         self.hive: Running | None = None
         self._programs: list[Running] = []
@@ -170,9 +173,11 @@ class LocalStack:
         self.queen = await self._start("queen-rbee", ["--port", str(port)], "queen_ready")
         return self.queen
 
-    async def start_hive(self) -> Running:
-        """Start a hive for the queen."""
-        self.hive = await self._start("rbee-hive", ["--port", "0", "--queen-url", self.url], "hive_ready")
+    async def start_hive(self, queen_url: str | None = None) -> Running:
+        """Start a hive for the queen, which it may be made to reach by another address."""
+        self.hive = await self._start(
+            "rbee-hive", ["--port", "0", "--queen-url", queen_url or self.url], "hive_ready"
+        )
         return self.hive
 
     async def start_up(self, *arguments: str) -> Running:
@@ -187,7 +192,7 @@ class LocalStack:
     async def _start(self, program: str, arguments: Sequence[str], ready_action: str) -> Running:
         directory = self.home / "test-logs" / f"{program}-{len(self._programs)}"
         capture = ProcessNarrationCapture(directory=directory, env=self.env, marker=("RBEE_HOME", str(self.home)))
-        process = await capture.spawn([console_script(program), *arguments])
+        process = await capture.spawn([*self._prefixes.get(program, ()), console_script(program), *arguments])
         running = Running(program, process, directory)
         self._programs.append(running)
         async with asyncio.timeout(READY_S):
