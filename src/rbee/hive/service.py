@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rbee import __version__
@@ -54,6 +55,7 @@ class HiveService:
         hive_id: str,
         boot_id: str,
         url: str,
+        worker_program: Path | None = None,
     ) -> None:
         self.settings = settings
         self.home = home
@@ -66,7 +68,7 @@ class HiveService:
         self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
         self._link = link
         self._changed = asyncio.Event()
-        self.workers = Workers(home, settings, outbox, self._changed.set)
+        self.workers = Workers(home, settings, outbox, self._changed.set, program=worker_program)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
         self._is_away = False
         self.is_closing = False
