@@ -81,6 +81,7 @@ class ScriptedHive:
         self.left = asyncio.Event()
         self.answer_late_s = 0.0
         self._service = service
+        self.serving = AsyncExitStack()
         self._offsets: dict[str, int] = {}
         handlers: dict[type[Any], Any] = {
             WorkerSpawn: self._spawn,
@@ -103,7 +104,25 @@ class ScriptedHive:
             title="scripted hive",
         )
 
+    async def serve(self) -> None:
+        """Listen, at a new address."""
+        self.url = await self.serving.enter_async_context(served(self.app()))
+
     # As a hive
+
+    async def move(self) -> None:
+        """Be gone from where it listened, and come back elsewhere."""
+        await self.serving.aclose()
+        await self.serve()
+
+    async def forget(self) -> None:
+        """Come back at the same address with an empty registry."""
+        await self.runner.close()
+        port = int(self.url.rpartition(":")[2])
+        await self.serving.aclose()
+        self.registry = JobRegistry.open(None)
+        self.serving.push_async_callback(self.registry.close)
+        self.url = await self.serving.enter_async_context(served(self.app(), port))
 
     def beat(self, *, url: str | None = None) -> None:
         """Send a heartbeat."""
@@ -124,6 +143,10 @@ class ScriptedHive:
         data, offset = b"".join(lines), self._offsets.get(source, 0)
         self._offsets[source] = offset + len(data)
         await self._service.ingest.take(self.hive_id, stretch(source, offset, data))
+
+    def written(self, source: str) -> int:
+        """Return how many bytes of a file were brought."""
+        return self._offsets.get(source, 0)
 
     async def answer(self, worker_id: str, job_id: str, *texts: str, attempt: int = 1) -> None:
         """Have a worker narrate a whole answer."""
@@ -208,7 +231,8 @@ class Queen:
         self._stack.push_async_callback(registry.close)
         hive = ScriptedHive(self.service, registry, free=free, models={MODEL: GIB} if models is None else models)
         self._stack.push_async_callback(hive.runner.close)
-        hive.url = await self._stack.enter_async_context(served(hive.app()))
+        self._stack.push_async_callback(hive.serving.aclose)
+        await hive.serve()
         return hive
 
     async def live_hive(self, **values: Any) -> ScriptedHive:
@@ -268,13 +292,13 @@ class Queen:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[str]:
+async def served(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
     """Serve an application as the programs do, and return where; leaving it breaks off what is open."""
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    sock = bind("127.0.0.1", 0, is_port_asked_for=True)
+    sock = bind("127.0.0.1", port, is_port_asked_for=True)
     protocol: Any = config.http_protocol_class
     server = await loop.create_server(
         lambda: protocol(config=config, server_state=state, app_state={}, _loop=loop), sock=sock
