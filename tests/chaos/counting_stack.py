@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,14 +81,14 @@ async def worker_log(client: JobClient, worker_id: str) -> list[dict[str, Any]]:
     return events
 
 
-def pid_of_worker(worker_id: str) -> int:
-    """Return the number of a worker's own process, the oldest one of its tree; 0 when there is none."""
+def pid_of_worker(worker_id: str) -> int | None:
+    """Return the number of a worker's own process, the oldest one of its tree; None when there is none."""
     found = [
         pid
         for pid, _ in sorted(find_marked("RBEE_WORKER_ID", worker_id), key=lambda one: one[1])
         if b"llama-worker-rbee" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
-    return found[0] if found else 0
+    return found[0] if found else None
 
 
 def is_stopped(pid: int) -> bool:
@@ -100,11 +99,3 @@ def is_stopped(pid: int) -> bool:
 def home_texts(home: Path) -> list[str]:
     """Return everything the programs of a home printed into its own logs."""
     return [path.read_text("utf-8", "replace") for path in (home / "test-logs").rglob("std*") if path.is_file()]
-
-
-def signal_of(pid: int, number: int) -> None:
-    """Send a signal to a process that may just have ended."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -27,6 +27,7 @@ class LogReader:
         order: The numbers in the order in which they came.
         arrived_s: When each number came first, on the monotonic clock.
         connections: How often the stream was opened.
+        last_token: The last piece of the answer that came, as bytes.
         is_ended: The `end` event has come.
     """
 
@@ -37,6 +38,7 @@ class LogReader:
         self.order: list[int] = []
         self.arrived_s: dict[int, float] = {}
         self.connections = 0
+        self.last_token = b""
         self.is_ended = False
         self.is_connected = False
 
@@ -87,6 +89,7 @@ class LogReader:
         assert before == data, f"event {seq} of {self.job_id} came again with other bytes"
         self.order.append(seq)
         self.arrived_s.setdefault(seq, time.monotonic())
+        self.last_token = data if kind == "token" else self.last_token
         self.is_ended = self.is_ended or kind == "end"
 
     def decoded(self) -> list[dict[str, Any]]:
