@@ -39,7 +39,6 @@ from rbee.jobs.store import all_jobs
 from rbee.narration import narrate, scope
 
 PROGRESS_EVERY_S = 0.25
-FLUSH_S = 2.0
 
 
 class HiveService:
@@ -97,9 +96,8 @@ class HiveService:
                     narrate("hive_receive", f"Received {name}.", operation=name, hive_job_id=job.job_id)
                 try:
                     return await handler(job)
-                finally:
-                    # What was said about the command reaches the queen's log before its end reaches the queen.
-                    await self.outbox.flush(FLUSH_S, self._own_source)
+                finally:  # how far our own file tells of it: the queen waits for that before she ends her job
+                    job.facts["sources"] = {self._own_source.name: self._own_source.follower.size}
 
         return run
 

@@ -145,24 +145,23 @@ class Workers:
             env=self._environment(file, hive_id),
             marker=("RBEE_WORKER_ID", wanted.worker_id),
         )
+        process: CapturedProcess | None = None
         try:
             directory.mkdir(mode=0o700)
             file.write(directory)  # from here on, the next start of the hive finds the process
             process = await capture.spawn(command_of(wanted, self._program))
-        except OSError as error:
+            sources = self._sources(directory)
+        except BaseException as error:
+            if process is not None:
+                await process.aclose(0)
             shutil.rmtree(directory, ignore_errors=True)
-            raise StorageFullError(f"The worker cannot be written down: {error.strerror or error}.") from error
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            said = f"The worker's files cannot be had: {error.strerror or error}."
+            raise StorageFullError(said) from error
         child = process.child
-        worker = self._take(
-            Worker(
-                msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time),
-                process,
-                self._sources(directory),
-            )
-        )
+        file = msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time)
+        worker = self._take(Worker(file, process, sources))
         self._write_down(worker)
         self._on_change()
         return worker
@@ -180,9 +179,16 @@ class Workers:
         )
 
     def _sources(self, directory: Path) -> list[Source]:
-        return [
-            self._outbox.add(f"{directory.name}/{stream}", directory / stream) for stream in ("stdout", "stderr")
-        ]
+        """Carry both files of a worker from now on, or none of them."""
+        sources: list[Source] = []
+        try:
+            for stream in ("stdout", "stderr"):
+                sources.append(self._outbox.add(f"{directory.name}/{stream}", directory / stream))
+        except BaseException:
+            for source in sources:
+                self._outbox.remove(source)
+            raise
+        return sources
 
     def _take(self, worker: Worker) -> Worker:
         """Watch over a worker from now on: until it is ready, and until it ends."""

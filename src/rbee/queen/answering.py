@@ -18,14 +18,13 @@ from rbee.errors import (
     error_classes,
 )
 from rbee.queen.hives import HiveBook
+from rbee.queen.patience import Patience
 from rbee.queen.settings import QueenSettings
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_EVERY_S = 1.0
 ASK_AGAIN_S = 0.25
-CLOSING_S = 2.0
-CLOSING_MAX_S = 30.0
 
 
 class Answering:
@@ -168,22 +167,14 @@ class Answering:
         stale, until it is lost.
         """
         loop = asyncio.get_running_loop()
-        moved_at = loop.time()
-        last = moved_at + CLOSING_MAX_S
+        patience = Patience(loop.time())
         while True:
             done, _ = await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
             if done:
                 return placement.closing.result() if placement.closing.exception() is None else None
-            now = loop.time()
-            match self._hive_state(placement):
-                case HiveState.LOST:
-                    return None
-                case HiveState.STALE:
-                    moved_at, last = now, now + CLOSING_MAX_S
-                case HiveState.LIVE:
-                    moved_at = max(moved_at, self._workers.moved_at(placement.hive_id))
-                    if now - moved_at >= CLOSING_S or now >= last:
-                        return None
+            moved_at = self._workers.moved_at(placement.hive_id)
+            if patience.is_over(loop.time(), self._hive_state(placement), moved_at):
+                return None
 
     async def true_cause(self, placement: Placement, error: WorkerLostError) -> RbeeError:
         """Replace `cannot be reached` by how the worker really ended, when its hive tells in time."""

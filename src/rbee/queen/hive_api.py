@@ -20,6 +20,7 @@ from rbee.errors import (
     error_classes,
 )
 from rbee.queen.hives import Hive, HiveBook
+from rbee.queen.patience import Stories
 from rbee.queen.workers import WorkerBook
 
 ATTEMPT_S = 5.0
@@ -34,6 +35,7 @@ class HiveApi:
         session: aiohttp.ClientSession,
         book: HiveBook,
         workers: WorkerBook,
+        stories: Stories,
         *,
         api_key: str | None,
         timeout_s: float,
@@ -41,6 +43,7 @@ class HiveApi:
         self._session = session
         self._book = book
         self._workers = workers
+        self._stories = stories
         self._api_key = api_key
         self._timeout_s = timeout_s
 
@@ -77,7 +80,9 @@ class HiveApi:
         hive, accepted = await self._submit(hive_id, operation, correlation_id, idempotency_key)
         client = self._client(hive, correlation_id)
         try:
-            return result_of(await _end_of(client, accepted))
+            end, sources = await _end_of(client, accepted)
+            await self._stories.arrived(job_id, hive_id, sources)
+            return result_of(end)
         except asyncio.CancelledError:
             await self._cancel(client, accepted)
             raise
@@ -126,12 +131,19 @@ class _ForgottenError(Exception):
     """The hive's registry has no such job: it was emptied."""
 
 
-async def _end_of(client: JobClient, job_id: str) -> dict[str, Any]:
-    """Follow a hive's job to its end, also across a restart of the hive."""
+async def _end_of(client: JobClient, job_id: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Follow a hive's job to its end, also across a restart of the hive.
+
+    Returns:
+        The end, and up to which sizes the hive's files tell of the command.
+    """
+    sources: dict[str, int] = {}
     try:
         async for event in client.follow(job_id):
             if event["kind"] == "end":
-                return event
+                return event, sources
+            told = (event.get("fields") or {}).get("sources")
+            sources = told if isinstance(told, dict) else sources
     except (NotFoundError, GoneError) as error:
         raise _ForgottenError from error
     raise InternalError(f"The log of {job_id} at {client.base_url} ended without an end.")

@@ -116,7 +116,10 @@ class InferHandler:
     async def _attempt(
         self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool
     ) -> dict[str, Any]:
-        """Let one worker answer; returns its closing line's fields, and gives its slot back."""
+        """Let one worker answer; returns its closing line's fields, and gives its slot back.
+
+        When the queen ends, the worker keeps its place: it goes on, and what comes of it meanwhile is the job's.
+        """
         self._workers.ask_keep_alive(placement.worker_id, operation.keep_alive)
         try:
             said = Said()
@@ -124,8 +127,14 @@ class InferHandler:
                 said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)
             body = encode_json(chat_body(operation, said))
             fields = await self._answer(job, body, placement, is_resumed=is_resumed)
-        finally:
+        except asyncio.CancelledError:
+            if job.stop is not None:
+                self._dispatcher.release(placement)
+            raise
+        except BaseException:
             self._dispatcher.release(placement)
+            raise
+        self._dispatcher.release(placement)
         failure = failure_of(fields)
         if failure is not None:
             raise failure

@@ -27,6 +27,7 @@ from rbee.queen.infer import InferHandler
 from rbee.queen.ingest import Ingest
 from rbee.queen.leftovers import Leftovers
 from rbee.queen.old_requests import OldRequests
+from rbee.queen.patience import Stories
 from rbee.queen.relay import Relay
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
@@ -47,7 +48,10 @@ class QueenService:
         book = self.book = HiveBook(stale_s=settings.hive_stale_s, lost_s=settings.hive_lost_s)
         workers = self.workers = WorkerBook(registry, book.worker_gone)
         self.ingest = Ingest(registry, workers)
-        hives = HiveApi(session, book, workers, api_key=settings.api_key, timeout_s=settings.hive_timeout_s)
+        stories = Stories(registry, book, workers)
+        hives = HiveApi(
+            session, book, workers, stories, api_key=settings.api_key, timeout_s=settings.hive_timeout_s
+        )
         crash_loops = CrashLoops()
         starter = WorkerStarter(settings, book, workers, hives, crash_loops)
         dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter, crash_loops)

@@ -68,6 +68,7 @@ class WorkerBook:
         self._keep_alive_s: dict[str, float] = {}
         self._moved_at: dict[str, float] = {}
         self._freed = asyncio.Event()
+        self._moved = asyncio.Event()
         self._settling = asyncio.Lock()
 
     async def load(self) -> None:
@@ -215,6 +216,16 @@ class WorkerBook:
     def moved(self, hive_id: str) -> None:
         """Take note that a hive's stream moved."""
         self._moved_at[hive_id] = asyncio.get_running_loop().time()
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def movement(self, timeout_s: float) -> None:
+        """Wait until the stream of a hive moves, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
 
     def moved_at(self, hive_id: str) -> float:
         """Return the loop time at which a hive's stream moved last, 0 before the first time."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.requests import Request
 
@@ -130,13 +131,22 @@ async def test_commands_that_a_stopped_hive_leaves_end_as_hive_lost(hive: Hive, 
     assert (await registry.get(job_id)).reason is Reason.HIVE_LOST
 
 
-async def test_what_was_said_about_a_command_is_at_the_queens_before_its_end(hive: Hive) -> None:
-    state = await hive.run(HiveCheck(lines=2), parent_job_id="job-of-the-queen")
+async def test_command_ends_with_how_far_the_hives_file_tells_of_it(hive: Hive, registry: JobRegistry) -> None:
+    record = await registry.create(HiveCheck(lines=2), correlation_id="c", parent_job_id="job-of-the-queen")
+    job = hive.service.runner.launch(record, HiveCheck(lines=2))
+    assert job.task is not None
+    await job.task
 
-    own = hive.queen.taken[f"{hive.service.hive_id}/{hive.service.boot_id}"]
-    assert state is JobState.COMPLETED
-    assert own.count(b'"job_id":"job-of-the-queen"') == 3
-    assert own.count(b'"action":"hive_check"') == 2
+    source = f"{hive.service.hive_id}/{hive.service.boot_id}"
+    page = await registry.read(record.job_id, 0)
+    closing = next(
+        event for event in map(msgspec.json.decode, page.events) if event.get("action") == "hive_complete"
+    )
+    size = closing["fields"]["sources"][source]
+    story = (hive.service.home.hive / hive.service.boot_id).read_bytes()[:size]
+    assert story.endswith(b"\n")
+    assert story.count(b'"job_id":"job-of-the-queen"') == 3
+    assert story.count(b'"action":"hive_check"') == 2
 
 
 async def test_command_does_not_wait_for_a_queen_that_is_away(hive: Hive) -> None:

@@ -21,6 +21,7 @@ from rbee.errors import (
     ModelInvalidError,
     NotFoundError,
     StartError,
+    StorageFullError,
     WorkerError,
 )
 from rbee.hive.catalog import LocalModel
@@ -503,3 +504,23 @@ async def test_file_of_an_earlier_boot_is_delivered_and_removed(hive: Hive) -> N
     await until(lambda: not path.exists())
 
     assert hive.queen.taken[f"{HIVE}/boot0"] == b"said before\n"
+
+
+async def test_worker_whose_files_cannot_be_carried_is_stopped_and_leaves_nothing(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = hive.wanted(READY)
+    add = hive.outbox.add
+
+    def used_up(name: str, path: Path) -> Any:
+        if name.endswith("/stderr"):
+            raise OSError(24, "Too many open files")
+        return add(name, path)
+
+    monkeypatch.setattr(hive.outbox, "add", used_up)
+    with pytest.raises(StorageFullError, match="Too many open files"):
+        await hive.workers.start(wanted, HIVE)
+
+    assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
+    assert list(hive.home.workers.iterdir()) == []
+    assert hive.workers.infos() == []

@@ -58,6 +58,7 @@ class ScriptedHive:
         stopped: The ids of the requests that were stopped.
         frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
         left: Set when the caller of a relayed answer has left.
+        facts: What the closing sentences of commands carry.
         answer_late_s: How long the next command's acceptance takes.
     """
 
@@ -79,6 +80,7 @@ class ScriptedHive:
         self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self.media = "text/event-stream"
         self.left = asyncio.Event()
+        self.facts: dict[str, Any] = {}
         self.answer_late_s = 0.0
         self._service = service
         self.serving = AsyncExitStack()
@@ -170,6 +172,7 @@ class ScriptedHive:
     async def _begin(self, job: RunningJob) -> None:
         await job.start()
         self.commands.append(job.operation)
+        job.facts.update(self.facts)
         await self.may_go_on.wait()
         if self.failure is not None:
             raise self.failure

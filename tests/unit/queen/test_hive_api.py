@@ -8,7 +8,7 @@ from rbee.contracts.ids import new_boot_id
 from rbee.contracts.operations import HiveCheck
 from rbee.contracts.states import JobState
 from rbee.errors import DownloadFailedError, ModelNotFoundError
-from rbee.queen import hive_api
+from rbee.queen import hive_api, patience
 from rbee.queen.hive_api import result_of
 from tests.unit.queen.queen_stage import narration
 from tests.unit.queen.scripted_hive import Queen, queen_of, until
@@ -107,6 +107,35 @@ async def test_hives_words_about_a_command_go_to_its_job(whole_queen: Queen) -> 
     await hive.say(f"{hive.hive_id}/boot", narration("hive_receive", job_id=job_id))
 
     assert "hive_receive" in await whole_queen.said(job_id)
+
+
+async def test_job_ends_behind_the_story_that_its_hive_tells_of_it(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    source, line = f"{hive.hive_id}/boot", narration("hive_check")
+    hive.facts = {"sources": {source: len(line) + len(narration("hive_check", job_id="job-" + 26 * "0"))}}
+    job_id = await whole_queen.submit(HiveCheck())
+    await until(lambda: len(hive.commands) == 1 and not hive.runner.running)
+    await hive.say(source, line)
+    assert "end" not in await whole_queen.said(job_id)
+
+    await hive.say(source, narration("hive_check", job_id=job_id))
+    await whole_queen.end(job_id)
+
+    assert (await whole_queen.said(job_id))[-3:] == ["hive_check", "queen_complete", "end"]
+
+
+async def test_story_that_stays_out_is_told_as_a_gap(whole_queen: Queen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "UNMOVED_S", 0.05)
+    monkeypatch.setattr(patience, "LOOK_S", 0.01)
+    hive = await whole_queen.live_hive()
+    hive.facts = {"sources": {f"{hive.hive_id}/boot": 100}}
+
+    job_id = await whole_queen.submit(HiveCheck())
+    end = await whole_queen.end(job_id)
+
+    [gap] = [event for event in await whole_queen.log(job_id) if event["kind"] == "gap"]
+    assert end["state"] == "completed"
+    assert (gap["reason"], gap["source"], gap["lost_bytes"]) == ("late", f"{hive.hive_id}/boot", 100)
 
 
 async def test_failure_of_the_hive_is_the_jobs_failure(whole_queen: Queen) -> None:

@@ -222,3 +222,13 @@ async def _beat(hive: ScriptedHive) -> None:
     while True:
         hive.beat()
         await asyncio.sleep(0.05)
+
+
+async def test_words_that_come_while_the_queen_ends_are_still_the_jobs(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    job_id, worker_id = await asked(whole_queen, hive)
+
+    await whole_queen.service.close(0)
+    await hive.say(f"{worker_id}/stdout", token(job_id, text="late"))
+
+    assert (await whole_queen.said(job_id))[-1] == "token"

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from rbee.errors import ContextExceededError, WorkerError
-from rbee.queen import answering
+from rbee.queen import answering, patience
 from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
@@ -20,7 +20,7 @@ CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "str
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
-    monkeypatch.setattr(answering, "CLOSING_S", 0.1)
+    monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
 
 
 @pytest.fixture
