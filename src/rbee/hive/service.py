@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rbee import __version__
@@ -56,6 +57,7 @@ class HiveService:
         hive_id: str,
         boot_id: str,
         url: str,
+        worker_program: Path | None = None,
     ) -> None:
         self.settings = settings
         self.home = home
@@ -69,7 +71,7 @@ class HiveService:
         self._link = link
         self._changed = asyncio.Event()
         self.deliveries = Deliveries(outbox)
-        self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set)
+        self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
         self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
         self._is_away = False
