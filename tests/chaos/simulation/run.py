@@ -1,0 +1,240 @@
+"""One run of the simulation: a seed in, what happened out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import random
+import shutil
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+from rbee.contracts.operations import HiveCheck, Infer, Operation, QueenCheck
+from rbee.testing.inline_store import inline_stores
+from rbee.testing.virtual_clock import Deadlock, VirtualLoop, run_virtual
+from rbee.testing.virtual_process import Process, virtual_world
+from rbee.worker.desk import Desk
+from tests.chaos.simulation.answers import prompt_of
+from tests.chaos.simulation.cluster import MODELS, Cluster, machines_of, make_models
+from tests.chaos.simulation.computer import computers
+from tests.chaos.simulation.nemesis import Nemesis
+from tests.chaos.simulation.oracles import check
+from tests.chaos.simulation.readers import Plan, Transcript, ask_for
+
+STORM_S = (8.0, 40.0)
+JOBS = (6, 24)
+# The worker's lease, the grace of a stop, and what is left to be answered.
+REST_S = 30.0 + 10.0 + 5.0
+WORK_S = 30.0
+SETTLE_S = 3.0
+
+
+class Outcome(Struct, kw_only=True):
+    """What a run came to.
+
+    Attributes:
+        faults: What did not hold; empty when all is well.
+        digest: The same for two runs that did the same.
+        rest_s: How long it took to come to rest once the faults had stopped, in virtual seconds.
+    """
+
+    seed: int
+    faults: list[str]
+    digest: str
+    jobs: int
+    states: dict[str, int]
+    steps: int
+    virtual_s: float
+    cpu_s: float
+    rest_s: float
+    made: dict[str, int]
+
+
+class Simulation:
+    """What the parts of a run share."""
+
+    def __init__(self, loop: VirtualLoop, seed: int, home: Path, grounds: Grounds) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.cluster = Cluster(loop, seed, home, grounds.models, grounds.blank)
+        self.network = self.cluster.network
+        self.accepted: dict[str, Plan] = {}
+        self.cancelled: set[str] = set()
+        self.transcripts: list[Transcript] = []
+        self.desks: dict[Process, Desk] = self.cluster.desks
+        self.is_stormy = True
+        self.faults: list[str] = []
+        self.rest_s = 0.0
+        self._database = home / "queen" / "queen.db"
+
+    def fault(self, what: str) -> None:
+        """Take note of something that does not hold."""
+        self.faults.append(f"at {self.loop.time():.3f} s: {what}")
+
+    def committed_state(self, job_id: str) -> str | None:
+        """Return a job's state as it is on disk."""
+        connection = sqlite3.connect(self._database)
+        try:
+            row = connection.execute("SELECT state FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        finally:
+            connection.close()
+        return None if row is None else str(row[0])
+
+    async def play(self) -> Nemesis:
+        """Let everything happen."""
+        chance = random.Random(f"{self.seed} plan")
+        nemesis = Nemesis(self, random.Random(f"{self.seed} nemesis"))
+        self.cluster.temper.token_s = chance.choice((0.005, 0.03, 0.1))
+        self.cluster.start_queen()
+        for machine in self.cluster.hive_machines:
+            self.cluster.start_hive(machine)
+        storm_s = chance.uniform(*STORM_S)
+        plans = [plan(chance, number, storm_s) for number in range(chance.randint(*JOBS))]
+        asking = [asyncio.ensure_future(self._ask_at(one)) for one in plans]
+        await nemesis.rage(storm_s)
+        self.is_stormy = False
+        await self._come_to_rest(asking)
+        return nemesis
+
+    async def _ask_at(self, one: Plan) -> None:
+        await asyncio.sleep(one.at_s)
+        await ask_for(self, one)
+
+    async def _come_to_rest(self, asking: list[asyncio.Future[None]]) -> None:
+        began_s = self.loop.time()
+        done, waiting = await asyncio.wait(asking, timeout=REST_S + WORK_S)
+        for future in done:
+            future.result()
+        self.rest_s = self.loop.time() - began_s
+        if waiting:
+            self.fault(f"{len(waiting)} of {len(asking)} jobs or their readers are not done after {self.rest_s:.0f} s")
+        await asyncio.sleep(SETTLE_S)
+
+
+def plan(chance: random.Random, number: int, storm_s: float) -> Plan:
+    """Choose one job."""
+    return Plan(
+        number=number,
+        at_s=chance.uniform(0, storm_s),
+        operation=operation(chance),
+        copies=chance.choice((1, 1, 1, 2, 3)),
+        cancel_after_s=chance.expovariate(1 / 3) if chance.random() < 0.2 else None,
+        readers=tuple(chance.uniform(0, 5) if chance.random() < 0.5 else 0.0 for _ in range(chance.choice((0, 1, 2)))),
+    )
+
+
+def operation(chance: random.Random) -> Operation:
+    """Choose what a job asks for."""
+    timeout_s = chance.choice((2.0, 10.0)) if chance.random() < 0.1 else None
+    kind = chance.random()
+    if kind < 0.12:
+        return QueenCheck(lines=chance.randint(0, 20), timeout_s=timeout_s)
+    if kind < 0.18:
+        return HiveCheck(lines=chance.randint(0, 5), timeout_s=timeout_s)
+    return Infer(
+        model=chance.choice(MODELS),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 5, 20, 60))),
+        max_tokens=chance.randint(1, 40) if chance.random() < 0.3 else None,
+        timeout_s=timeout_s,
+        priority=chance.choice((0, 0, 5)),
+        store=chance.random() < 0.9,
+        keep_alive=chance.choice((None, None, 1.0, 300.0)),
+    )
+
+
+class Grounds(Struct, frozen=True):
+    """What all runs share on disk: the models, and an empty registry to copy."""
+
+    directory: Path
+    models: Path
+    blank: Path
+
+
+@contextlib.contextmanager
+def grounds() -> object:
+    """Lay out what all runs share, in memory where there is such a place."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="rbee-sim-", dir=shm if shm.is_dir() else None) as name:
+        directory = Path(name)
+        blank = directory / "blank.db"
+        _make_blank(blank)
+        yield Grounds(directory, make_models(directory / "models"), blank)
+
+
+def _make_blank(path: Path) -> None:
+    from rbee.jobs import JobRegistry
+
+    async def make() -> None:
+        await JobRegistry.open(path).close()
+
+    asyncio.run(make())
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute("DELETE FROM meta")
+    connection.close()
+
+
+def simulate(seed: int, where: Grounds) -> Outcome:
+    """Run one seed."""
+    home = where.directory / f"run-{seed}"
+    home.mkdir()
+    spoken = io.StringIO()
+    began_s = time.process_time()
+    try:
+        with contextlib.redirect_stderr(spoken):
+            outcome = _simulate(seed, home, where)
+        if "incident" in spoken.getvalue():
+            outcome.faults.append(f"a fault of ours was reported:\n{spoken.getvalue()[:4000]}")
+        outcome.cpu_s = time.process_time() - began_s
+        return outcome
+    finally:
+        shutil.rmtree(home)
+
+
+def _simulate(seed: int, home: Path, where: Grounds) -> Outcome:
+    found: list[Outcome] = []
+
+    async def main(loop: VirtualLoop) -> None:
+        simulation = Simulation(loop, seed, home, where)
+        cluster = simulation.cluster
+        with virtual_world(loop, seed), inline_stores(), computers(cluster.computers), machines_of(cluster):
+            made: dict[str, int] = {}
+            try:
+                nemesis = await simulation.play()
+                made = nemesis.counts | simulation.network.counts
+            except Deadlock as error:
+                simulation.fault(str(error))
+            faults = [*simulation.faults, *cluster.faults, *simulation.network.faults, *loop.errors]
+            faults += check(simulation, home / "queen" / "queen.db")
+            found.append(_outcome(simulation, faults, made, home))
+            cluster.end()
+
+    run_virtual(main)
+    return found[0]
+
+
+def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], home: Path) -> Outcome:
+    connection = sqlite3.connect(home / "queen" / "queen.db")
+    states = dict(
+        connection.execute("SELECT state || ' ' || coalesce(reason, ''), count(*) FROM jobs GROUP BY 1 ORDER BY 1")
+    )
+    for log_id, last_seq, body in connection.execute("SELECT log_id, last_seq, body FROM log_rows"):
+        simulation.network.trace.add(0.0, log_id, last_seq, body)
+    connection.close()
+    return Outcome(
+        seed=simulation.seed,
+        faults=faults,
+        digest=simulation.network.trace.digest(),
+        jobs=len(simulation.accepted),
+        states=states,
+        steps=simulation.loop.steps,
+        virtual_s=simulation.loop.time(),
+        cpu_s=0.0,
+        rest_s=simulation.rest_s,
+        made=made,
+    )
