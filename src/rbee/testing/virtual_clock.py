@@ -179,8 +179,6 @@ def _close_all(loop: VirtualLoop) -> None:
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         _close(task.get_coro())
-    tasks.clear()
-    gc.collect()
 
 
 def _close(coro: Any) -> None:

@@ -26,12 +26,13 @@ from tests.chaos.simulation.nemesis import Nemesis
 from tests.chaos.simulation.oracles import check
 from tests.chaos.simulation.readers import Plan, Transcript, ask_for
 
-STORM_S = (8.0, 40.0)
-JOBS = (6, 24)
+STORM_S = (4.0, 25.0)
+JOBS = (3, 14)
 # The worker's lease, the grace of a stop, and what is left to be answered.
 REST_S = 30.0 + 10.0 + 5.0
 WORK_S = 30.0
 SETTLE_S = 3.0
+LOOK_S = 0.5
 
 
 class Outcome(Struct, kw_only=True):
@@ -107,13 +108,25 @@ class Simulation:
 
     async def _come_to_rest(self, asking: list[asyncio.Future[None]]) -> None:
         began_s = self.loop.time()
+        until_s = began_s + REST_S + WORK_S
         done, waiting = await asyncio.wait(asking, timeout=REST_S + WORK_S)
         for future in done:
             future.result()
+        while (living := self._living()) and self.loop.time() < until_s:
+            await asyncio.sleep(LOOK_S)
         self.rest_s = self.loop.time() - began_s
-        if waiting:
-            self.fault(f"{len(waiting)} of {len(asking)} jobs or their readers are not done after {self.rest_s:.0f} s")
+        if waiting or living:
+            self.fault(f"after {self.rest_s:.0f} s {living} jobs live, and {len(waiting)} callers or readers wait")
         await asyncio.sleep(SETTLE_S)
+
+    def _living(self) -> int:
+        """Count the jobs that have not ended."""
+        connection = sqlite3.connect(self._database)
+        try:
+            found = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone()
+        finally:
+            connection.close()
+        return int(found[0])
 
 
 def plan(chance: random.Random, number: int, storm_s: float) -> Plan:
@@ -138,8 +151,8 @@ def operation(chance: random.Random) -> Operation:
         return HiveCheck(lines=chance.randint(0, 5), timeout_s=timeout_s)
     return Infer(
         model=chance.choice(MODELS),
-        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 5, 20, 60))),
-        max_tokens=chance.randint(1, 40) if chance.random() < 0.3 else None,
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        max_tokens=chance.randint(1, 20) if chance.random() < 0.3 else None,
         timeout_s=timeout_s,
         priority=chance.choice((0, 0, 5)),
         store=chance.random() < 0.9,
