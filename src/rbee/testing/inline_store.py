@@ -1,4 +1,4 @@
-"""The SQLite store without threads: its very transactions, made in the event loop a moment after they were asked for."""
+"""The SQLite store without threads: its very transactions, made in the event loop a moment after the asking."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class InlineWriter(SqliteWriter):
         """See `SqliteWriter.close`."""
         if not self._is_closed:
             self._is_closed = True
-            while self._asked or self._is_at_work:
+            while self._asked or self._is_at_work:  # noqa: ASYNC110  # on virtual time it costs nothing
                 await asyncio.sleep(COMMIT_S[1])
             self._connection.close()
 

@@ -102,7 +102,9 @@ Item = Start | Body | End | Reset
 class Pipe:
     """One direction of one connection: in order, with delays, held while the cable is cut."""
 
-    def __init__(self, network: Network, ends: frozenset[str], chance: random.Random, deliver: Callable[[Any], None]):
+    def __init__(
+        self, network: Network, ends: frozenset[str], chance: random.Random, deliver: Callable[[Any], None]
+    ):
         self._network = network
         self._ends = ends
         self._chance = chance
@@ -274,7 +276,7 @@ class Connection:
         self.unread_bytes = 0
 
     def _fate(self) -> int:
-        """Choose whether it will break: -1 never, 0 before the request arrives, n after n parcels of the answer."""
+        """Choose when it breaks: -1 never, 0 before the request arrives, n after n parcels of the answer."""
         weather = self._network.weather
         if self._is_echo or not weather.broken or self._chance.random() >= weather.broken:
             return -1
@@ -291,7 +293,9 @@ class Connection:
         if weather.repeated and self._asked.method != "GET" and self._chance.random() < weather.repeated:
             self._network.count("requests repeated")
             late_s = self._chance.choice((0.0, 0.01, 0.3, 2.0)) * self._chance.random()
-            echo = Connection(self._network, self._client, *self._place, self._asked, f"{self.name}'", is_echo=True)
+            echo = Connection(
+                self._network, self._client, *self._place, self._asked, f"{self.name}'", is_echo=True
+            )
             echo._to_server.send(self._asked, late_s)
 
     # At the server
@@ -378,7 +382,9 @@ def _size_of(item: Item) -> object:
 class _Call:
     """One request at its server."""
 
-    def __init__(self, network: Network, connection: Connection, app: ASGIApp, process: Process, asked: Asked) -> None:
+    def __init__(
+        self, network: Network, connection: Connection, app: ASGIApp, process: Process, asked: Asked
+    ) -> None:
         self._network = network
         self._connection = connection
         self._app = app

@@ -154,7 +154,9 @@ class MemoryResponse:
             error = aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self.url}")
             limits.append((self._began_s + timeout.sock_connect, error))
         elif timeout.sock_read is not None:
-            limits.append((waited_from_s + timeout.sock_read, aiohttp.SocketTimeoutError("Timeout on reading data")))
+            limits.append(
+                (waited_from_s + timeout.sock_read, aiohttp.SocketTimeoutError("Timeout on reading data"))
+            )
         if not limits:
             await self._connection.arrived.wait()
             return

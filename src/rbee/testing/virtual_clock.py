@@ -74,7 +74,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.call_soon(_fulfil, future, function, args)
         return future
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
         """Watch a file for the process that asks."""
         owner = OWNER.get()
         if owner is not None:
@@ -125,7 +125,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
 
     def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:  # type: ignore[attr-defined]
+        if handle._cancelled:
             return
         owner = handle._context.get(OWNER)  # type: ignore[attr-defined]
         if owner is not None and not owner.may_run(handle):
@@ -133,7 +133,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.steps += 1
         if self.steps > STEPS_MAX:
             raise Deadlock(f"More than {STEPS_MAX} steps: something runs in circles.")
-        handle._run()  # type: ignore[attr-defined]
+        handle._run()
 
 
 def _fulfil(future: asyncio.Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
@@ -145,14 +145,13 @@ def _fulfil(future: asyncio.Future[T], function: Callable[..., T], args: tuple[A
         future.set_exception(error)
 
 
-def run_virtual(make: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on a loop of its own, and leave nothing of it behind."""
-    loop = VirtualLoop()
+def run_virtual(loop: VirtualLoop, main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop made for it, and leave nothing of it behind."""
     was_collecting = gc.isenabled()
     gc.disable()  # else a task of a killed process could be taken apart in the middle of the run
     try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(make(loop))
+        return loop.run_until_complete(main)
     finally:
         asyncio.set_event_loop(None)
         _take_apart(loop)
@@ -185,6 +184,6 @@ def _close(coro: Any) -> None:
     for _ in range(_CLOSE_AGAIN_MAX):
         try:
             coro.close()
-        except BaseException:  # noqa: BLE001, S112  # it waits in a `finally`: once more
+        except BaseException:  # noqa: BLE001  # it waits in a `finally`: once more
             continue
         return

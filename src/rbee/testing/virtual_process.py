@@ -54,6 +54,7 @@ class Process:
         self.sink: Sink = _Nowhere()
         self.names = Scope()
         self.on_death: list[Callable[[], None]] = []
+        self._steps_left: int | None = None
         self._held: list[asyncio.Handle] | None = None
         self._graveyard: list[object] = []
         self._context = contextvars.Context()
@@ -75,7 +76,17 @@ class Process:
         if self._held is not None:
             self._held.append(handle)
             return False
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left < 0:
+                self.kill()
+                self._graveyard.append(handle)
+                return False
         return True
+
+    def kill_after(self, steps: int) -> None:
+        """SIGKILL between two steps, so many from now: at whatever it does just then."""
+        self._steps_left = steps
 
     @property
     def is_stopped(self) -> bool:
@@ -190,7 +201,7 @@ _ASKED = ("time", "random", "uuid", "secrets")
 
 @contextlib.contextmanager
 def virtual_world(loop: VirtualLoop, seed: object) -> Iterator[None]:
-    """Let every module of rbee see virtual clocks and seeded chance, and speak as the simulated process it runs in."""
+    """Let every module of rbee see virtual clocks and seeded chance, and speak as the process it runs in."""
     world = _World(loop, seed)
     with contextlib.ExitStack() as stack:
         for module in _modules():

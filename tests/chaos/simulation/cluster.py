@@ -177,6 +177,7 @@ class Cluster:
         url = f"http://{machine.address}:9000"
         service = HiveService(settings, home, registry, link, outbox, hive_id=hive_id, boot_id=boot_id, url=url)
         process.on_death.append(lambda: self._forget_hive(machine, service))
+        process.on_death.append(lambda: _close_captured(service))
         await service.open()
         self.hives[machine.name] = service
         self.network.listen(machine.address, 9000, make_hive_app(service), process)
@@ -227,6 +228,12 @@ class Cluster:
             memory_free_bytes=(4 - used) * GIB,
             disk_free_bytes=100 * GIB,
         )
+
+
+def _close_captured(service: HiveService) -> None:
+    for worker in service.workers._workers.values():
+        worker.process.stdout.close()
+        worker.process.stderr.close()
 
 
 @contextlib.contextmanager

@@ -31,14 +31,18 @@ class Running:
         self.asked_to_stop = asyncio.Event()
         self.status: ExitStatus | None = None
         self.children: list[SimulatedChild] = []
+        process.on_death.append(self._has_ended)
 
     def end(self, status: ExitStatus) -> None:
         """Have it end, once."""
         if self.status is None:
             self.status = status
             self.process.kill()
-            for child in list(self.children):
-                child.tell()
+
+    def _has_ended(self) -> None:
+        self.status = self.status or ExitStatus(signal="SIGKILL")
+        for child in list(self.children):
+            child.tell()
 
 
 class SimulatedChild(Child):

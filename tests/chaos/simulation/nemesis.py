@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import ConflictError, RbeeError
 from rbee.jobs import Fence, JobRegistry
-from rbee.processes import ExitStatus
 from rbee.testing.memory_network import FINE, Weather
 from rbee.testing.virtual_process import Machine, Process
 
 if TYPE_CHECKING:
     from tests.chaos.simulation.run import Simulation
 
+KILL_S = 4.0
 TORN = b'{"v":1,"kind":"token","ts":1,"act'
 
 
@@ -29,7 +30,7 @@ class Nemesis:
         self._cluster = simulation.cluster
         self._chance = chance
         self.counts: dict[str, int] = {}
-        self._acts: dict[str, Callable[[], Awaitable[None]]] = {
+        self._acts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "queen killed": self._kill_queen,
             "queen stopped orderly": self._stop_queen,
             "hive killed": self._kill_hive,
@@ -68,13 +69,24 @@ class Nemesis:
     def _some_s(self) -> float:
         return self._chance.choice((0.01, 0.3, 2.0, 8.0, 25.0)) * self._chance.random()
 
+    async def _kill(self, process: Process) -> None:
+        """Kill a process now, or in the middle of what it will be doing some steps from now."""
+        if self._chance.random() < 0.3:
+            process.kill()
+            return
+        died = asyncio.Event()
+        process.on_death.append(died.set)
+        process.kill_after(int(10 ** self._chance.uniform(0, 3.3)))
+        await asyncio.wait([asyncio.ensure_future(died.wait())], timeout=KILL_S)
+        process.kill()
+
     # The queen
 
     async def _kill_queen(self) -> None:
         process = self._cluster.queen_process
         if process is not None and process.is_alive:
             self.count("queen killed")
-            process.kill()
+            await self._kill(process)
             await self._start_queen_later()
 
     async def _stop_queen(self) -> None:
@@ -109,7 +121,7 @@ class Nemesis:
         process = self._cluster.computers[machine].hive
         if process is not None and process.is_alive:
             self.count("hive killed")
-            process.kill()
+            await self._kill(process)
             await self._start_hive_later(machine, process)
 
     async def _stop_hive(self) -> None:
@@ -147,10 +159,9 @@ class Nemesis:
         if living:
             self.count("worker killed")
             running = self._chance.choice(living)
+            await self._kill(running.process)
             if self._chance.random() < 0.3:  # in the middle of a line
-                with open(running.spec.stdout, "ab") as file:
-                    file.write(TORN)
-            running.end(ExitStatus(signal="SIGKILL"))
+                _tear(running.spec.stdout)
 
     async def _hold_worker(self) -> None:
         living = self._cluster.computers[self._machine()].living()
@@ -216,6 +227,13 @@ class Nemesis:
             except RbeeError:
                 return
             self._simulation.fault(f"{job_id} was started after its end")
+
+
+def _tear(path: Path) -> None:
+    """Leave the beginning of a line behind, as a writer does that is killed in the middle of it."""
+    if path.exists():
+        with path.open("ab") as file:
+            file.write(TORN)
 
 
 def descriptors() -> int:

@@ -16,7 +16,15 @@ from tests.chaos.simulation.readers import Plan, Transcript
 if TYPE_CHECKING:
     from tests.chaos.simulation.run import Simulation
 
-NEVER = {"internal", "invalid", "model_not_found", "model_invalid", "download_failed", "overloaded", "queue_timeout"}
+NEVER = {
+    "internal",
+    "invalid",
+    "model_not_found",
+    "model_invalid",
+    "download_failed",
+    "overloaded",
+    "queue_timeout",
+}
 
 
 def stored_log(connection: sqlite3.Connection, job_id: str) -> list[bytes]:

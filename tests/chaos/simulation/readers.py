@@ -88,7 +88,9 @@ def _client(simulation: Simulation, process: Process) -> JobClient:
 
 
 async def _submit(simulation: Simulation, plan: Plan, copy: int) -> str:
-    process = simulation.cluster.process(f"client.{plan.number}.{copy}", simulation.cluster.client_machine, "client")
+    process = simulation.cluster.process(
+        f"client.{plan.number}.{copy}", simulation.cluster.client_machine, "client"
+    )
 
     async def ask() -> str:
         async with _client(simulation, process) as client:
@@ -144,7 +146,9 @@ async def read(simulation: Simulation, plan: Plan, job_id: str, place: int, dela
     while not transcript.has_seen_end and not transcript.is_gone:
         life += 1
         name = f"reader.{plan.number}.{place}.{life}"
-        process = Process(simulation.loop, name, simulation.cluster.client_machine, simulation.seed, actor="client")
+        process = Process(
+            simulation.loop, name, simulation.cluster.client_machine, simulation.seed, actor="client"
+        )
         ended = asyncio.Event()
         process.on_death.append(ended.set)
         life_s = process.chance.expovariate(1 / 6) if simulation.is_stormy else 1e9

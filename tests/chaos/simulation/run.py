@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -106,13 +107,13 @@ class Simulation:
         await asyncio.sleep(one.at_s)
         await ask_for(self, one)
 
-    async def _come_to_rest(self, asking: list[asyncio.Future[None]]) -> None:
+    async def _come_to_rest(self, asking: Sequence[asyncio.Future[None]]) -> None:
         began_s = self.loop.time()
         until_s = began_s + REST_S + WORK_S
         done, waiting = await asyncio.wait(asking, timeout=REST_S + WORK_S)
         for future in done:
             future.result()
-        while (living := self._living()) and self.loop.time() < until_s:
+        while (living := self._living()) and self.loop.time() < until_s:  # noqa: ASYNC110  # what is on disk
             await asyncio.sleep(LOOK_S)
         self.rest_s = self.loop.time() - began_s
         if waiting or living:
@@ -137,7 +138,9 @@ def plan(chance: random.Random, number: int, storm_s: float) -> Plan:
         operation=operation(chance),
         copies=chance.choice((1, 1, 1, 2, 3)),
         cancel_after_s=chance.expovariate(1 / 3) if chance.random() < 0.2 else None,
-        readers=tuple(chance.uniform(0, 5) if chance.random() < 0.5 else 0.0 for _ in range(chance.choice((0, 1, 2)))),
+        readers=tuple(
+            chance.uniform(0, 5) if chance.random() < 0.5 else 0.0 for _ in range(chance.choice((0, 1, 2)))
+        ),
     )
 
 
@@ -169,7 +172,7 @@ class Grounds(Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def grounds() -> object:
+def grounds() -> Iterator[Grounds]:
     """Lay out what all runs share, in memory where there is such a place."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="rbee-sim-", dir=shm if shm.is_dir() else None) as name:
@@ -192,8 +195,8 @@ def _make_blank(path: Path) -> None:
     connection.close()
 
 
-def simulate(seed: int, where: Grounds) -> Outcome:
-    """Run one seed."""
+def simulate(seed: int, where: Grounds, look: Callable[[Path], None] = lambda database: None) -> Outcome:
+    """Run one seed; `look` is shown the queen's registry at the end."""
     home = where.directory / f"run-{seed}"
     home.mkdir()
     spoken = io.StringIO()
@@ -201,6 +204,7 @@ def simulate(seed: int, where: Grounds) -> Outcome:
     try:
         with contextlib.redirect_stderr(spoken):
             outcome = _simulate(seed, home, where)
+        look(home / "queen" / "queen.db")
         if "incident" in spoken.getvalue():
             outcome.faults.append(f"a fault of ours was reported:\n{spoken.getvalue()[:4000]}")
         outcome.cpu_s = time.process_time() - began_s
@@ -210,25 +214,24 @@ def simulate(seed: int, where: Grounds) -> Outcome:
 
 
 def _simulate(seed: int, home: Path, where: Grounds) -> Outcome:
-    found: list[Outcome] = []
+    loop = VirtualLoop()
+    simulation = Simulation(loop, seed, home, where)
+    cluster = simulation.cluster
+    with virtual_world(loop, seed), inline_stores(), computers(cluster.computers), machines_of(cluster):
+        return run_virtual(loop, _see_through(simulation, home))
 
-    async def main(loop: VirtualLoop) -> None:
-        simulation = Simulation(loop, seed, home, where)
-        cluster = simulation.cluster
-        with virtual_world(loop, seed), inline_stores(), computers(cluster.computers), machines_of(cluster):
-            made: dict[str, int] = {}
-            try:
-                nemesis = await simulation.play()
-                made = nemesis.counts | simulation.network.counts
-            except Deadlock as error:
-                simulation.fault(str(error))
-            faults = [*simulation.faults, *cluster.faults, *simulation.network.faults, *loop.errors]
-            faults += check(simulation, home / "queen" / "queen.db")
-            found.append(_outcome(simulation, faults, made, home))
-            cluster.end()
 
-    run_virtual(main)
-    return found[0]
+async def _see_through(simulation: Simulation, home: Path) -> Outcome:
+    made = simulation.network.counts
+    try:
+        nemesis = await simulation.play()
+        made = nemesis.counts | simulation.network.counts
+    except Deadlock as error:
+        simulation.fault(str(error))
+    faults = [*simulation.faults, *simulation.cluster.faults, *simulation.network.faults, *simulation.loop.errors]
+    faults += check(simulation, home / "queen" / "queen.db")
+    simulation.cluster.end()
+    return _outcome(simulation, faults, made, home)
 
 
 def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], home: Path) -> Outcome:

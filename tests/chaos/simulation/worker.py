@@ -93,6 +93,6 @@ async def _watch_lease(running: Running, computer: Computer) -> None:
     """End without a hive, as a worker's thread does."""
     lease = Lease(float(running.spec.env["RBEE_WORKER_LEASE_S"]))
     loop = asyncio.get_running_loop()
-    while not lease.is_lost(held=computer.is_hive_alive(), now_s=loop.time()):
+    while not lease.is_lost(held=computer.is_hive_alive(), now_s=loop.time()):  # noqa: ASYNC110  # as the thread does
         await asyncio.sleep(LEASE_POLL_S)
     running.end(ExitStatus(exit_code=1))
