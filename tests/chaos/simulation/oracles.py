@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import TERMINAL_STATES, JobState
 from tests.chaos.simulation.answers import answer_to
+from tests.chaos.simulation.callers import Call, faults_of
 from tests.chaos.simulation.readers import Plan, Transcript
 
 if TYPE_CHECKING:
@@ -45,14 +46,33 @@ def check(simulation: Simulation, database: Path) -> Iterator[str]:
                 continue
             for what in check_job(simulation, connection, job_id, plan):
                 yield f"{job_id} ({plan.number}): {what}"
-        for row in connection.execute("SELECT job_id, state FROM jobs"):
-            if JobState(row["state"]) not in TERMINAL_STATES:
+        for row in connection.execute("SELECT job_id, state, principal FROM jobs"):
+            if JobState(row["state"]) not in TERMINAL_STATES and row["principal"] != "queen":
                 yield f"{row['job_id']} is {row['state']}"
+        for call in simulation.calls:
+            yield from faults_of(call)
+            yield from _check_call(connection, call)
         for transcript in simulation.transcripts:
             yield from check_transcript(connection, transcript)
     finally:
         connection.close()
     yield from _at_rest(simulation)
+
+
+def _check_call(connection: sqlite3.Connection, call: Call) -> Iterator[str]:
+    """Check the log of a relayed call: its states and the end, none of the answer."""
+    row = connection.execute("SELECT state, reason FROM jobs WHERE job_id = ?", (call.job_id,)).fetchone()
+    if row is None:
+        if call.job_id is not None:
+            yield f"the call {call.job_id} is not there"
+        return
+    events = [json.loads(line) for line in stored_log(connection, call.job_id or "")]
+    if [event["seq"] for event in events] != list(range(1, len(events) + 1)) or events[-1]["kind"] != "end":
+        yield f"the log of the call {call.job_id} is not dense, or has no end"
+    if any(event["kind"] == "token" for event in events):
+        yield f"the log of the call {call.job_id} tells its answer"
+    if row["reason"] in NEVER:
+        yield f"the call {call.job_id} ended {row['state']}, {row['reason']}"
 
 
 def check_job(simulation: Simulation, connection: sqlite3.Connection, job_id: str, plan: Plan) -> Iterator[str]:
@@ -151,20 +171,20 @@ def _at_rest(simulation: Simulation) -> Iterator[str]:
     if queen is None:
         yield "no queen lives"
         return
-    if queen.runner.running:
-        yield f"the queen still runs {sorted(queen.runner.running)}"
+    if running := sorted(simulation.accepted.keys() & queen.runner.running.keys()):
+        yield f"the queen still runs {running}"
     for machine, computer in cluster.computers.items():
         hive = cluster.hives.get(machine.name)
         if hive is None:
             yield f"no hive lives on {machine.name}"
             continue
         known = {info.worker_id for info in hive.workers.infos()}
-        for running in computer.living():
-            worker_id = running.spec.env["RBEE_WORKER_ID"]
+        for process in computer.living():
+            worker_id = process.spec.env["RBEE_WORKER_ID"]
             if worker_id not in known:
                 yield f"{worker_id} lives on {machine.name} and its hive does not know it"
             if queen.workers.slots_used(worker_id):
                 yield f"a slot of {worker_id} is still taken"
-            desk = simulation.desks.get(running.process)
+            desk = simulation.desks.get(process.process)
             if desk is not None and desk.slots_used:
                 yield f"{worker_id} still answers {desk.slots_used} requests that nobody waits for"

@@ -21,6 +21,7 @@ from rbee.testing.virtual_clock import Deadlock, VirtualLoop, run_virtual
 from rbee.testing.virtual_process import Process, virtual_world
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.answers import prompt_of
+from tests.chaos.simulation.callers import Call, CallPlan, call
 from tests.chaos.simulation.cluster import MODELS, Cluster, machines_of, make_models
 from tests.chaos.simulation.computer import computers
 from tests.chaos.simulation.nemesis import Nemesis
@@ -29,6 +30,7 @@ from tests.chaos.simulation.readers import Plan, Transcript, ask_for
 
 STORM_S = (4.0, 25.0)
 JOBS = (3, 14)
+CALLS = (0, 0, 2, 5)
 # The worker's lease, the grace of a stop, and what is left to be answered.
 REST_S = 30.0 + 10.0 + 5.0
 WORK_S = 30.0
@@ -68,6 +70,7 @@ class Simulation:
         self.accepted: dict[str, Plan] = {}
         self.cancelled: set[str] = set()
         self.transcripts: list[Transcript] = []
+        self.calls: list[Call] = []
         self.desks: dict[Process, Desk] = self.cluster.desks
         self.is_stormy = True
         self.faults: list[str] = []
@@ -98,6 +101,8 @@ class Simulation:
         storm_s = chance.uniform(*STORM_S)
         plans = [plan(chance, number, storm_s) for number in range(chance.randint(*JOBS))]
         asking = [asyncio.ensure_future(self._ask_at(one)) for one in plans]
+        calls = [call_plan(chance, number, storm_s) for number in range(chance.choice(CALLS))]
+        asking += [asyncio.ensure_future(call(self, one)) for one in calls]
         await nemesis.rage(storm_s)
         self.is_stormy = False
         await self._come_to_rest(asking)
@@ -124,7 +129,9 @@ class Simulation:
         """Count the jobs that have not ended."""
         connection = sqlite3.connect(self._database)
         try:
-            found = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone()
+            found = connection.execute(
+                "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running') AND principal <> 'queen'"
+            ).fetchone()
         finally:
             connection.close()
         return int(found[0])
@@ -160,6 +167,18 @@ def operation(chance: random.Random) -> Operation:
         priority=chance.choice((0, 0, 5)),
         store=chance.random() < 0.9,
         keep_alive=chance.choice((None, None, 1.0, 300.0)),
+    )
+
+
+def call_plan(chance: random.Random, number: int, storm_s: float) -> CallPlan:
+    """Choose one OpenAI call."""
+    return CallPlan(
+        number=number,
+        at_s=chance.uniform(0, storm_s),
+        model=chance.choice(MODELS),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        is_streamed=chance.random() < 0.7,
+        leaves_after=chance.randint(1, 10) if chance.random() < 0.2 else None,
     )
 
 
