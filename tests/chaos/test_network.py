@@ -202,7 +202,6 @@ async def test_hive_in_a_black_hole_is_live_again_before_it_is_lost(network: Pro
     figure("longest silence of the hive, s", round(worst_s, 1))
 
 
-@pytest.mark.xfail(strict=True, reason="the end of a hive's command does not wait for its story")
 async def test_story_of_a_command_survives_a_partition_of_the_hives_way(network: Proxied) -> None:
     """The queen reaches the hive and not the other way round: what the hive says waits, and the end with it."""
     network.hive_way.pause()
