@@ -63,6 +63,10 @@ LADDER: dict[str, tuple[str, int]] = {
     ),
     "forking for ever": (FORKING + WAIT, 1),
     "ended, its children forking for ever": ("if os.fork() != 0: os._exit(0)\n" + FORKING + WAIT, 1),
+    "ended, its children in a session of their own forking for ever": (
+        "if os.fork() != 0: os._exit(0)\nos.setsid()\n" + FORKING + WAIT,
+        1,
+    ),
     "forking when told to end": (
         "def fork(*_):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

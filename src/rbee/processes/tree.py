@@ -26,7 +26,7 @@ from rbee.processes.procfs import (
 
 _RESCAN_S = 0.1
 _RESCAN_SHARE = 10  # looking takes at most one part in so many of the time, however many processes there are
-_LOOKS_MAX = 6
+_LOOKS_MAX = 20
 _PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; older kernels refuse it, and the single signals have to do
 
 
