@@ -93,7 +93,7 @@ async def run(settings: HiveSettings, worker_program: Path | None = None) -> Non
             if settings.ready_file is not None:
                 write_ready_file(settings.ready_file, ready)
             narrate("hive_ready", f"Listening on {url}.", url=url, pid=os.getpid(), queen_url=settings.queen_url)
-            endless: list[asyncio.Future[Any]] = [*tasks, service.workers.failure]
+            endless: list[asyncio.Future[Any]] = [*tasks, service.deliveries.failure]
             told = asyncio.ensure_future(stop.wait())
             await asyncio.wait([told, *endless], return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
@@ -101,7 +101,7 @@ async def run(settings: HiveSettings, worker_program: Path | None = None) -> Non
             await service.close()
             await outbox.flush(FLUSH_S)
             await _finish(endless)
-        await service.workers.close()
+        await service.deliveries.close()
         outbox.close()
         await registry.close()
     home.ready_file("rbee-hive").unlink(missing_ok=True)

@@ -106,6 +106,7 @@ class LocalStack:
         with_hive: Start a hive as well.
         config: What the home's rbee.toml says. By default workers compute with one thread, so that several
             stacks can run beside each other.
+        prefixes: Words before a program's command, by program, such as those that enter a network namespace.
         programs: A directory with programs to use instead of the installed ones of the same name.
 
     Example:
@@ -124,6 +125,7 @@ class LocalStack:
         with_queen: bool = True,
         with_hive: bool = True,
         config: str = ONE_THREAD,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
         programs: Path | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="rbee-test-"))
@@ -131,6 +133,7 @@ class LocalStack:
         self.env = self._environment(models, env or {})
         self.with_queen = with_queen
         self.with_hive = with_hive
+        self._prefixes = prefixes or {}
         self._own_programs = programs
         self.queen: Running | None = None
         self.hive: Running | None = None
@@ -201,7 +204,7 @@ class LocalStack:
     async def _start(self, program: str, arguments: Sequence[str], ready_action: str) -> Running:
         directory = self.home / "test-logs" / f"{program}-{len(self._programs)}"
         capture = ProcessNarrationCapture(directory=directory, env=self.env, marker=("RBEE_HOME", str(self.home)))
-        process = await capture.spawn([self._script(program), *arguments])
+        process = await capture.spawn([*self._prefixes.get(program, ()), self._script(program), *arguments])
         running = Running(program, process, directory)
         self._programs.append(running)
         async with asyncio.timeout(READY_S):
