@@ -1,8 +1,8 @@
 """A worker's voice for measuring: writes the lines of kept answers into a worker's file, each with one write.
 
 Reads `{"path", "worker_id", "jobs": {job_id: correlation_id}, "count", "rate"}` on stdin and writes `count`
-lines for each job in turn: nine `token` lines, then one of narration, numbered 1, 2, … by job. With a rate, so many lines a
-second; with none, flat out. Prints when it began and how long it took.
+lines for each job in turn: nine `token` lines, then one of narration, numbered 1, 2, … by job. With a rate, so
+many lines a second; with none, flat out. Prints when it began and how long it took.
 """
 
 from __future__ import annotations
