@@ -18,6 +18,7 @@ from rbee.contracts.events import CapturedRun, NewEvent, encode_json, unframed
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
+from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
     Committed,
     Entry,
@@ -73,12 +74,14 @@ class SqliteStore:
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
         # A database in memory belongs to one connection, so there the writer's thread reads as well.
         connection = self._reader if self._is_memory else self._connect()
-        self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed))
+        checkpoints = None if self._is_memory else Checkpoints(self._connect)
+        self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed), checkpoints)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._target, isolation_level=None, check_same_thread=False, timeout=10)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Checkpoints`
         connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
         return connection
 
@@ -331,6 +334,7 @@ def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
 
 def _erase(tx: Transaction, job_id: str) -> None:
     tx.has_erased = True
+    tx.heads.pop(job_id, None)
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
@@ -343,9 +347,17 @@ def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
     return LogHead(row[0], row[1], row[2], bool(row[3])) if row else None
 
 
+def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
+    """Return a head as this transaction sees it, from memory where it was used lately."""
+    head = tx.heads.get(log_id) or _head(tx.connection, log_id)
+    if head is not None:
+        tx.heads[log_id] = head
+    return head
+
+
 def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: bool) -> bool:
     """Number the events and write them as one row; false when the log has ended."""
-    head = _head(tx.connection, log_id) or LogHead(1, 0, 0, False)
+    head = _known_head(tx, log_id) or LogHead(1, 0, 0, False)
     if head.is_ended or not events:
         return not head.is_ended
     frames: list[bytes] = []
@@ -361,6 +373,7 @@ def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: boo
     tx.execute(
         "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
     )
+    tx.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
     tx.committed.append(Committed(log_id, head.last_seq + 1, numbered, is_end, b"".join(frames)))
     return True
 
@@ -443,5 +456,5 @@ def _sort_in(tx: Transaction, entry: Entry | Run, by_log: dict[str, list[Part]])
 
 
 def _is_open(tx: Transaction, log_id: str) -> bool:
-    head = _head(tx.connection, log_id)
+    head = _known_head(tx, log_id)
     return head is not None and not head.is_ended

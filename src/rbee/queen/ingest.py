@@ -24,6 +24,7 @@ from rbee.queen.workers import WorkerBook
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 STRETCHES_MAX = 4096
 TOGETHER_LINES = 128
+POSITIONS_MAX = 4096
 _header = msgspec.json.Decoder(SourceHeader)
 
 
@@ -75,6 +76,7 @@ class Ingest:
         self._registry = registry
         self._workers = workers
         self._locks: dict[str, asyncio.Lock] = {}
+        self._positions: dict[str, tuple[int, int]] = {}
 
     async def take(self, hive_id: str, body: bytes) -> dict[str, int]:
         """Commit a batch; returns the cursors of its sources: the acknowledgement.
@@ -89,7 +91,7 @@ class Ingest:
 
     async def _take(self, hive_id: str, stretches: list[Stretch]) -> dict[str, int]:
         observed_ts = time.time_ns()
-        known = await self._registry.store.cursors({stretch.header.source for stretch in stretches})
+        known = await self._known({stretch.header.source for stretch in stretches})
         cursors: dict[str, int] = {}
         positions = dict(known)
         reads: list[_Read] = []
@@ -106,11 +108,30 @@ class Ingest:
             if read is not None:
                 positions[source] = (read.batch.next_cursor, read.batch.next_part)
                 reads.append(read)
-        cursors |= await self._registry.store.ingest([read.batch for read in reads])
+        cursors |= await self._commit([read.batch for read in reads])
         if refused:
             await self._registry.append(hive_id, refused)
         self._act(hive_id, reads)
         await self._workers.settle()
+        return cursors
+
+    async def _known(self, sources: set[str]) -> dict[str, tuple[int, int]]:
+        """Return how far these files are committed; what this very object committed it knows by heart."""
+        unknown = sources - self._positions.keys()
+        if unknown:
+            if len(self._positions) > POSITIONS_MAX:
+                self._positions.clear()
+                unknown = sources
+            self._positions |= await self._registry.store.cursors(unknown)
+        return {source: self._positions[source] for source in sources if source in self._positions}
+
+    async def _commit(self, batches: list[SourceBatch]) -> dict[str, int]:
+        for batch in batches:  # until this is on disk, nobody knows
+            self._positions.pop(batch.source, None)
+        cursors = await self._registry.store.ingest(batches)
+        for batch in batches:
+            if cursors[batch.source] == batch.next_cursor:
+                self._positions[batch.source] = (batch.next_cursor, batch.next_part)
         return cursors
 
     def _act(self, hive_id: str, reads: list[_Read]) -> None:
