@@ -56,7 +56,7 @@ def _read(readers: list[_Reader], wanted: int) -> dict[str, object]:
                 selector.unregister(reader.socket)
                 left -= 1
     took_s = time.perf_counter() - began
-    late_ns.sort()
+    late_ns = sorted(late_ns) or [0]
     return {
         "frames": frames,
         "took_s": took_s,

@@ -38,8 +38,7 @@ class _Hub:
         return StreamingResponse(frames(), media_type="text/event-stream")
 
     async def speak(self, count: int, rate: float) -> None:
-        """Say so many events, when stdin says so."""
-        await asyncio.to_thread(sys.stdin.readline)
+        """Say so many events."""
         due = time.perf_counter()
         for seq in range(1, count + 1):
             due += 1 / rate
@@ -60,8 +59,9 @@ async def _run(port: int, count: int, rate: float) -> None:
     hub = _Hub()
     app = Starlette(routes=[Route("/stream", hub.stream)])
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, timeout_graceful_shutdown=1))
-    speaking = asyncio.ensure_future(hub.speak(count, rate))
     serving = asyncio.ensure_future(server.serve())
+    await asyncio.to_thread(sys.stdin.readline)
+    speaking = asyncio.ensure_future(hub.speak(count, rate))
     await asyncio.to_thread(sys.stdin.read)
     speaking.cancel()
     server.should_exit = True
