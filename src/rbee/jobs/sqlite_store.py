@@ -447,7 +447,7 @@ def _sort_in(tx: Transaction, entry: Entry | Run, by_log: dict[str, list[Part]])
         if is_open:
             by_log.setdefault(entry.log_id, []).append(entry.lines)
         else:
-            by_log.setdefault(entry.otherwise_log_id, []).extend(entry.otherwise())
+            by_log.setdefault(entry.otherwise_log_id, []).extend(entry.otherwise(entry.lines))
     elif is_open or entry.otherwise is None:
         by_log.setdefault(entry.log_id, []).append(entry.event)
     else:
