@@ -105,6 +105,7 @@ class Committed(Struct, gc=False):
 
     Attributes:
         framed: The same as frames of a stream, made once for all readers.
+        is_full: The log took nothing more of what was captured; they tell how much was lost.
     """
 
     log_id: str
@@ -112,6 +113,7 @@ class Committed(Struct, gc=False):
     events: list[bytes]
     is_end: bool
     framed: bytes = b""
+    is_full: bool = False
 
     @property
     def last_seq(self) -> int:
