@@ -164,7 +164,7 @@ def captured_event(line: bytes, *, source: str, offset: int, observed_ts: int) -
     return NewEvent(found[1].decode(), tail)
 
 
-class CapturedRun(Struct, frozen=True):
+class CapturedRun(Struct, frozen=True, gc=False):
     """Lines of one file that `decode_plain_lines` read, on their way into one log without being looked at again.
 
     Attributes:

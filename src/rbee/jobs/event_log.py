@@ -60,11 +60,13 @@ class LogHub:
     Attributes:
         recent_bytes_max: How much of one log is kept in memory while somebody reads it.
         all_recent_bytes_max: How much of all logs together.
+        on_full: Told of a job whose log takes nothing more of what was captured.
     """
 
     def __init__(self, store: JobStore) -> None:
         self.recent_bytes_max = RECENT_BYTES_MAX
         self.all_recent_bytes_max = ALL_RECENT_BYTES_MAX
+        self.on_full: Callable[[str], None] = lambda log_id: None
         self._store = store
         self._readers: dict[str, _Recent] = {}
         self._recent_bytes = 0
@@ -80,6 +82,8 @@ class LogHub:
     def publish(self, committed: list[Committed]) -> None:
         """Hand events on that are on disk."""
         for batch in committed:
+            if batch.is_full:
+                self.on_full(batch.log_id)
             recent = self._readers.get(batch.log_id)
             if recent is None:
                 continue

@@ -100,11 +100,12 @@ class LogHead(Struct, frozen=True):
     is_ended: bool
 
 
-class Committed(Struct):
+class Committed(Struct, gc=False):
     """Events that were committed to one log in one transaction, numbered from `first_seq` on.
 
     Attributes:
         framed: The same as frames of a stream, made once for all readers.
+        is_full: The log took nothing more of what was captured; they tell how much was lost.
     """
 
     log_id: str
@@ -112,6 +113,7 @@ class Committed(Struct):
     events: list[bytes]
     is_end: bool
     framed: bytes = b""
+    is_full: bool = False
 
     @property
     def last_seq(self) -> int:
@@ -145,20 +147,20 @@ class Entry(Struct, frozen=True):
     otherwise: tuple[str, NewEvent] | None = None
 
 
-class Run(Struct, frozen=True):
+class Run(Struct, frozen=True, gc=False):
     """Many captured lines on their way into one log, as they stand.
 
     Attributes:
         log_id: Where they belong.
         lines: The lines.
         otherwise_log_id: Where to tell of them when that log has ended meanwhile.
-        otherwise: Makes what is told there.
+        otherwise: Makes of them what is told there.
     """
 
     log_id: str
     lines: CapturedRun
     otherwise_log_id: str
-    otherwise: Callable[[], list[NewEvent]]
+    otherwise: Callable[[CapturedRun], list[NewEvent]]
 
 
 class WorkerRecord(Struct, frozen=True):

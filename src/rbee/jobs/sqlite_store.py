@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rbee.contracts.events import CapturedRun, NewEvent, encode_json, unframed
+from rbee.contracts.events import CapturedRun, NewEvent, encode_json, new_event, unframed
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
@@ -37,6 +38,7 @@ T = TypeVar("T")
 Part = NewEvent | CapturedRun
 PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
+JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 _COLUMNS = JobRecord.__struct_fields__
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
 _INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -436,8 +438,27 @@ def _ingest(tx: Transaction, batches: list[SourceBatch]) -> dict[str, int]:
             "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (batch.source, batch.next_cursor, batch.next_part)
         )
     for log_id, parts in by_log.items():
-        _append(tx, log_id, parts, is_end=False)
+        head = _known_head(tx, log_id)
+        if head is not None and head.size_bytes >= JOB_LOG_BYTES_MAX and log_id.startswith("job-"):
+            _append(tx, log_id, [_lost(parts)], is_end=False)
+            tx.committed[-1].is_full = True
+        else:
+            _append(tx, log_id, parts, is_end=False)
     return cursors
+
+
+def _lost(parts: Sequence[Part]) -> NewEvent:
+    """Tell of captured lines that a log is too full for."""
+    runs = [part.lines if isinstance(part, CapturedRun) else [part.tail] for part in parts]
+    return new_event(
+        "gap",
+        {
+            "ts": time.time_ns(),
+            "reason": "log_full",
+            "lost_bytes": sum(len(line) for lines in runs for line in lines),
+            "lost_lines": sum(map(len, runs)),
+        },
+    )
 
 
 def _sort_in(tx: Transaction, entry: Entry | Run, by_log: dict[str, list[Part]]) -> None:
@@ -447,7 +468,7 @@ def _sort_in(tx: Transaction, entry: Entry | Run, by_log: dict[str, list[Part]])
         if is_open:
             by_log.setdefault(entry.log_id, []).append(entry.lines)
         else:
-            by_log.setdefault(entry.otherwise_log_id, []).extend(entry.otherwise())
+            by_log.setdefault(entry.otherwise_log_id, []).extend(entry.otherwise(entry.lines))
     elif is_open or entry.otherwise is None:
         by_log.setdefault(entry.log_id, []).append(entry.event)
     else:

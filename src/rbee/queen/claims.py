@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from itertools import accumulate
 
 from msgspec import Struct
@@ -129,39 +130,32 @@ def hear_together(lines: list[bytes], offset: int, speaker: Speaker, observed_ts
         if job_id is None or not _may_speak_of(kind, job_id, attempt, speaker):
             return None
     offsets = list(accumulate([len(line) + 1 for line in lines[:-1]], initial=offset))
+    by_job: dict[str, tuple[list[bytes], list[int]]] = {}
     if len({job_id for _, job_id, _ in claims}) == 1:
-        runs = [_run(lines, offsets, said, speaker, observed_ts)]
+        by_job[said[0].job_id or ""] = lines, offsets
     else:
-        runs = _runs_by_job(lines, offsets, said, speaker, observed_ts)
+        for data, at, line in zip(lines, offsets, said, strict=True):
+            found = by_job.get(line.job_id or "")
+            if found is None:
+                found = by_job[line.job_id or ""] = [], []
+            found[0].append(data)
+            found[1].append(at)
+    late = partial(_late, speaker)
+    runs = [
+        Run(job_id, CapturedRun(speaker.source, observed_ts, *own), speaker.log_id, late)
+        for job_id, own in by_job.items()
+    ]
     tokens = [line for line in claims.values() if line.kind == "token"]  # the last of each answer will do
     return Chorus(runs, [*tokens, *(line for line in said if line.kind == "narration")])
 
 
-def _runs_by_job(
-    lines: list[bytes], offsets: list[int], said: list[SourceLine], speaker: Speaker, observed_ts: int
-) -> list[Run]:
-    by_job: dict[str | None, tuple[list[bytes], list[int], list[SourceLine]]] = {}
-    for data, offset, line in zip(lines, offsets, said, strict=True):
-        found = by_job.get(line.job_id)
-        if found is None:
-            found = by_job[line.job_id] = ([], [], [])
-        found[0].append(data)
-        found[1].append(offset)
-        found[2].append(line)
-    return [_run(*found, speaker, observed_ts) for found in by_job.values()]
-
-
-def _run(
-    lines: list[bytes], offsets: list[int], said: list[SourceLine], speaker: Speaker, observed_ts: int
-) -> Run:
-    def refused() -> list[NewEvent]:
-        return [
-            _refused(Piece(offset, data), line, speaker, observed_ts)
-            for data, offset, line in zip(lines, offsets, said, strict=True)
-        ]
-
-    captured = CapturedRun(speaker.source, observed_ts, lines, offsets)
-    return Run(said[0].job_id or "", captured, speaker.log_id, refused)
+def _late(speaker: Speaker, run: CapturedRun) -> list[NewEvent]:
+    """Return what is told of lines whose job has ended meanwhile."""
+    said = decode_plain_lines(run.lines) or []
+    return [
+        _refused(Piece(offset, data), line, speaker, run.observed_ts)
+        for data, offset, line in zip(run.lines, run.offsets, said, strict=True)
+    ]
 
 
 def _is_piece_of_answer(line: SourceLine) -> bool:

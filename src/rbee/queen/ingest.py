@@ -76,6 +76,7 @@ class Ingest:
     def __init__(self, registry: JobRegistry, workers: WorkerBook) -> None:
         self._registry = registry
         self._workers = workers
+        registry.hub.on_full = workers.overflowed
         self._locks: dict[str, asyncio.Lock] = {}
         self._positions: dict[str, tuple[int, int]] = {}
 
