@@ -227,6 +227,14 @@ class NoCapacityError(RbeeError):
     remedy = "Start a hive (rbee up), or free memory on one."
 
 
+class CrashLoopError(NoCapacityError):
+    """The model's workers fail to start again and again."""
+
+    code = "crash_loop"
+    reason = "crash_loop"
+    remedy = "The last lines say why; mend that (another file, fewer slots, a shorter context), then try again."
+
+
 class UnavailableError(RbeeError):
     """The server is not ready for this now."""
 

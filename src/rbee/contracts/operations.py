@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from rbee.contracts.strict import decode_strict
-from rbee.errors import InvalidRequestError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
@@ -27,7 +26,7 @@ class Operation(
 
     Attributes:
         timeout_s: Seconds from acceptance until the job fails with `timeout`; none by default.
-        attempts: How often the job may be placed; only 1 is taken so far.
+        attempts: How often an answer may be placed on a worker; a start that fails counts as well.
         priority: -10 to 10, higher first.
         labels: Up to 64 free words of the caller's, kept with the job.
         store: Keep request, log and result after the end.
@@ -35,7 +34,7 @@ class Operation(
     """
 
     timeout_s: Seconds | None = None
-    attempts: Annotated[int, Meta(ge=1, le=100)] = 1
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 2
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
     labels: Labels = {}
     store: bool = True
@@ -155,13 +154,7 @@ def parse_operation(body: bytes) -> AnyOperation:
         InvalidRequestError: The body is no JSON, names no known operation, or has a wrong or unknown field;
             the message names the path and, for a misspelt word, the nearest known one.
     """
-    operation = decode_strict(body, SUBMITTABLE)
-    if operation.attempts > 1:
-        raise InvalidRequestError(
-            "`attempts` above 1 is not supported yet: a job is placed once. Leave it out, or send 1.",
-            param="attempts",
-        )
-    return operation  # type: ignore[return-value]  # decode_strict returns one of SUBMITTABLE
+    return decode_strict(body, SUBMITTABLE)  # type: ignore[return-value]  # it returns one of them
 
 
 def load_operation(stored: bytes) -> AnyOperation:

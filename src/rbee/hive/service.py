@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rbee import __version__
@@ -22,22 +23,24 @@ from rbee.contracts.operations import (
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.strict import nearest
 from rbee.errors import HiveLostError, InvalidRequestError, ModelNotFoundError, NoCapacityError, RbeeError
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.devices import list_devices, machine_info
 from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
+from rbee.hive.returning import Returning
 from rbee.hive.settings import HiveSettings
 from rbee.hive.sources.partial_file import finish_in_thread
-from rbee.hive.worker import WorkerWanted
+from rbee.hive.worker_wanted import WorkerWanted
 from rbee.hive.workers import Workers
-from rbee.jobs import JobFilter, JobRegistry, JobRunner, RunningJob
+from rbee.jobs import JobRegistry, JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
 from rbee.jobs.runner import Handler, error_body
+from rbee.jobs.store import all_jobs
 from rbee.narration import narrate, scope
 
 PROGRESS_EVERY_S = 0.25
-FLUSH_S = 2.0
 
 
 class HiveService:
@@ -54,6 +57,7 @@ class HiveService:
         hive_id: str,
         boot_id: str,
         url: str,
+        worker_program: Path | None = None,
     ) -> None:
         self.settings = settings
         self.home = home
@@ -66,7 +70,9 @@ class HiveService:
         self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
         self._link = link
         self._changed = asyncio.Event()
-        self.workers = Workers(home, settings, outbox, self._changed.set)
+        self.deliveries = Deliveries(outbox)
+        self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
+        self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
         self._is_away = False
         self.is_closing = False
@@ -85,31 +91,45 @@ class HiveService:
 
         async def run(job: RunningJob) -> dict[str, Any] | None:
             with scope(job_id=job.record.parent_job_id or job.job_id, hive_id=self.hive_id):
-                await job.start(hive_id=self.hive_id)
                 name = operation_name(job.operation)
-                narrate("hive_receive", f"Received {name}.", operation=name, hive_job_id=job.job_id)
+                if job.record.state is JobState.RUNNING:
+                    await job.take_over()
+                    narrate("hive_resume", f"The hive is back; {name} goes on.", hive_job_id=job.job_id)
+                else:
+                    await job.start(hive_id=self.hive_id)
+                    narrate("hive_receive", f"Received {name}.", operation=name, hive_job_id=job.job_id)
                 try:
                     return await handler(job)
-                finally:
-                    # What was said about the command reaches the queen's log before its end reaches the queen.
-                    await self.outbox.flush(FLUSH_S, self._own_source)
+                finally:  # how far our own file tells of it: the queen waits for that before she ends her job
+                    job.facts["sources"] = {self._own_source.name: self._own_source.follower.size}
 
         return run
 
     async def open(self) -> None:
-        """End the commands an earlier boot left, and clear up behind its workers."""
-        for state in (JobState.QUEUED, JobState.RUNNING):
-            while left := await self.registry.store.find(JobFilter(state=state, limit=500)):
-                for record in left:
-                    await self._end_lost(record)
+        """Adopt the workers that an earlier boot left running, and go on with its commands."""
         for path in sorted(self.home.hive.iterdir()):
             if path.name != self.boot_id:
-                self.workers.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)])
+                self.deliveries.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)], goes_first=True)
         await self.models.clean()
-        await self.workers.clear_strays()
+        await self._returning.find_again()
+        for record in await self._unended():
+            await self._go_on(record)
+
+    async def _go_on(self, record: JobRecord) -> None:
+        operation = await self.registry.operation(record.job_id)
+        if record.is_cancel_requested and isinstance(operation, WorkerSpawn):
+            await self.workers.stop_if_there(operation.worker_id or "")
+        self.runner.launch(record, operation)
+        if record.is_cancel_requested:
+            await self.runner.cancel(record.job_id)
+
+    async def _unended(self) -> list[JobRecord]:
+        """Return the commands that have not ended, oldest first."""
+        found = await all_jobs(self.registry.store, JobState.QUEUED, JobState.RUNNING)
+        return sorted(found, key=lambda record: record.created_at)
 
     async def _end_lost(self, record: JobRecord) -> None:
-        error = HiveLostError("The hive ended before this command did.")
+        error = HiveLostError("The hive was stopped before this command had ended.")
         await self.registry.end(
             record.job_id,
             JobState.FAILED,
@@ -119,9 +139,11 @@ class HiveService:
         )
 
     async def close(self) -> None:
-        """Take no command any more, stop those that run and all workers."""
+        """Take no command any more, end those that run, and stop all workers."""
         self.is_closing = True
         await self.runner.close()
+        for record in await self._unended():
+            await self._end_lost(record)
         await self.workers.stop_all()
         self.registry.hub.close()
 
@@ -177,6 +199,10 @@ class HiveService:
         """Start a worker and wait until it is ready."""
         operation = job.operation
         assert isinstance(operation, WorkerSpawn)
+        worker_id = operation.worker_id or job.record.worker_id or new_id("worker")
+        if job.record.worker_id is not None:  # an earlier boot had begun to start it
+            await self.workers.until_ready(worker_id)
+            return {"worker_id": worker_id, "hive_id": self.hive_id}
         await self._check_device(operation.device)
         model = self.models.find(operation.model)
         if model is None:
@@ -186,7 +212,7 @@ class HiveService:
             )
         self._check_memory(operation, await finish_in_thread(read_header, model.path))
         wanted = WorkerWanted(
-            worker_id=operation.worker_id or new_id("worker"),
+            worker_id=worker_id,
             model=model,
             slots=operation.slots,
             context_tokens=operation.context_tokens,
@@ -194,8 +220,10 @@ class HiveService:
             correlation_id=job.record.correlation_id,
             device=operation.device,
         )
-        worker = await self.workers.start(wanted, self.hive_id)
-        return {"worker_id": worker.worker_id, "hive_id": self.hive_id}
+        self.workers.check_new(worker_id)
+        await job.update(worker_id=worker_id)
+        await self.workers.start(wanted, self.hive_id)
+        return {"worker_id": worker_id, "hive_id": self.hive_id}
 
     async def _check_device(self, device: str | None) -> None:
         if device is None:
@@ -223,7 +251,10 @@ class HiveService:
         worker_id = job.operation.worker_id
         with scope(worker_id=worker_id):
             narrate("hive_stop_worker", f"Stopping {worker_id}.")
-            await self.workers.stop(worker_id)
+            if job.is_resumed:
+                await self.workers.stop_if_there(worker_id)
+            else:
+                await self.workers.stop(worker_id)
             narrate("hive_worker_stopped", f"{worker_id} and everything it started are gone.")
 
     async def model_download(self, job: RunningJob) -> dict[str, Any]:
@@ -252,7 +283,8 @@ class HiveService:
         assert isinstance(job.operation, ModelDelete)
         ref = job.operation.model
         found = self.models.find(ref)
-        await self.models.remove(ref)
+        if found is not None or not job.is_resumed:
+            await self.models.remove(ref)
         self._changed.set()
         return {"model": ref, "bytes": found.size_bytes if found else 0}
 

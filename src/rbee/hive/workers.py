@@ -6,27 +6,40 @@ import asyncio
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import is_id
 from rbee.contracts.states import WorkerState
-from rbee.errors import ConflictError, DeadlineExceededError, InternalError, InvalidRequestError, NotFoundError
+from rbee.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    StorageFullError,
+    WorkerError,
+)
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.last_words import last_lines, say_exit
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
-from rbee.hive.worker import Worker, WorkerWanted, command_of, device_environment, ready_url
+from rbee.hive.worker import Worker, ready_url
+from rbee.hive.worker_file import WorkerFile, new_worker_file
+from rbee.hive.worker_wanted import WorkerWanted, command_of, device_environment
 from rbee.narration import narrate, scope
 from rbee.processes import (
-    ExitStatus,
+    CapturedProcess,
+    Child,
     FileFollower,
     FileWatch,
     ProcessNarrationCapture,
     child_environment,
-    stop_tree,
 )
 
 WORKER_PROGRAM = "llama-worker-rbee"
@@ -34,17 +47,14 @@ LOAD_S_PER_GIB = 20.0
 
 
 class Workers:
-    """Starts, watches and stops workers. One event loop owns it.
-
-    Attributes:
-        failure: Fails with what one of its tasks failed with: a hive that no longer watches must end.
-    """
+    """Starts, watches and stops workers. One event loop owns it."""
 
     def __init__(
         self,
         home: Home,
         settings: HiveSettings,
         outbox: Outbox,
+        deliveries: Deliveries,
         on_change: Callable[[], None],
         *,
         program: Path | None = None,
@@ -53,11 +63,10 @@ class Workers:
         self._home = home
         self._settings = settings
         self._outbox = outbox
+        self._deliveries = deliveries
         self._on_change = on_change
         self._program = program or Path(sys.executable).parent / WORKER_PROGRAM
         self._workers: dict[str, Worker] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def infos(self) -> list[WorkerInfo]:
         """Tell the queen about all of them."""
@@ -79,93 +88,184 @@ class Workers:
         Cancelled, it stops what it started.
 
         Raises:
-            InvalidRequestError, ConflictError: Its id is no worker's id, or is one that was used before.
+            InvalidRequestError, ConflictError: See `check_new`.
             StartError: The program cannot be started.
+            StorageFullError: It cannot be written down.
             WorkerError: It ended before it was ready; with exit code or signal and its last lines.
             ModelInvalidError: It could not load the model.
             DeadlineExceededError: It took too long.
         """
-        self._check(wanted.worker_id)
-        worker = await self._spawn(wanted, hive_id)
-        limit_s = self._settings.load_timeout_s + LOAD_S_PER_GIB * wanted.model.size_bytes / 2**30
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._until_ready(worker)
-        except TimeoutError:
-            await self._stop(worker)
-            raise DeadlineExceededError(
-                f"The worker was not ready after {limit_s:.0f} s.",
-                reason="worker_failed",
-                details={"worker_id": worker.worker_id, "last_lines": worker.last_lines},
-            ) from None
-        except BaseException:
-            await self._stop(worker)
-            raise
-        return worker
+        self.check_new(wanted.worker_id)
+        await self._spawn(wanted, hive_id)
+        return await self.until_ready(wanted.worker_id)
 
-    def _check(self, worker_id: str) -> None:
+    def check_new(self, worker_id: str) -> None:
+        """Refuse to start a worker under such an id.
+
+        Raises:
+            InvalidRequestError, ConflictError: It is no worker's id, or is one that was used before.
+        """
         if not is_id("worker", worker_id):
             raise InvalidRequestError(f"`{worker_id[:64]}` is no worker's id.", param="worker_id")
         if (self._home.workers / worker_id).exists():
             raise ConflictError(f"The worker {worker_id} was started before.")
 
+    async def until_ready(self, worker_id: str) -> Worker:
+        """Wait until a worker that was started, or adopted, is ready; cancelled, or if it fails, it is stopped.
+
+        Raises:
+            WorkerError: It has ended already.
+            RbeeError: See `start`.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise WorkerError(
+                f"{worker_id} ended while the hive was away, before it was ready.",
+                details={"worker_id": worker_id},
+            )
+        try:
+            await asyncio.shield(worker.ready)
+        except BaseException:
+            await self._stop(worker)
+            raise
+        return worker
+
     async def _spawn(self, wanted: WorkerWanted, hive_id: str) -> Worker:
         directory = self._home.workers / wanted.worker_id
-        token = secrets.token_urlsafe(32)
-        env = child_environment(
-            {
-                "RBEE_HOME": str(self._home.root),
-                "RBEE_HIVE_ID": hive_id,
-                "RBEE_WORKER_ID": wanted.worker_id,
-                "RBEE_WORKER_TOKEN": token,
-                "RBEE_WORKER_LEASE_S": str(self._settings.worker_lease_s),
-                **device_environment(wanted.device),
-            }
-        )
+        file = new_worker_file(wanted, secrets.token_urlsafe(32))
         capture = ProcessNarrationCapture(
             job_id=wanted.job_id,
             correlation_id=wanted.correlation_id,
             directory=directory,
-            env=env,
+            env=self._environment(file, hive_id),
             marker=("RBEE_WORKER_ID", wanted.worker_id),
         )
+        process: CapturedProcess | None = None
         try:
+            directory.mkdir(mode=0o700)
+            file.write(directory)  # from here on, the next start of the hive finds the process
             process = await capture.spawn(command_of(wanted, self._program))
-        except BaseException:
+            sources = self._sources(directory)
+        except BaseException as error:
+            if process is not None:
+                await process.aclose(0)
             shutil.rmtree(directory, ignore_errors=True)
-            raise
-        sources = [
-            self._outbox.add(f"{wanted.worker_id}/{stream}", directory / stream) for stream in ("stdout", "stderr")
-        ]
-        worker = Worker(wanted, token, process, sources)
-        sources[0].keep_from = lambda: worker.ready_position
-        self._workers[wanted.worker_id] = worker
-        self._own(self._watch(worker))
+            if not isinstance(error, OSError):
+                raise
+            said = f"The worker's files cannot be had: {error.strerror or error}."
+            raise StorageFullError(said) from error
+        child = process.child
+        file = msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time)
+        worker = self._take(Worker(file, process, sources))
+        self._write_down(worker)
         self._on_change()
         return worker
 
-    async def _until_ready(self, worker: Worker) -> None:
-        """Read the worker's own words until it says that it is ready, or ends."""
+    def _environment(self, file: WorkerFile, hive_id: str) -> dict[str, str]:
+        return child_environment(
+            {
+                "RBEE_HOME": str(self._home.root),
+                "RBEE_HIVE_ID": hive_id,
+                "RBEE_WORKER_ID": file.wanted.worker_id,
+                "RBEE_WORKER_TOKEN": file.token,
+                "RBEE_WORKER_LEASE_S": str(self._settings.worker_lease_s),
+                **device_environment(file.wanted.device),
+            }
+        )
+
+    def _sources(self, directory: Path) -> list[Source]:
+        """Carry both files of a worker from now on, or none of them."""
+        sources: list[Source] = []
+        try:
+            for stream in ("stdout", "stderr"):
+                sources.append(self._outbox.add(f"{directory.name}/{stream}", directory / stream))
+        except BaseException:
+            for source in sources:
+                self._outbox.remove(source)
+            raise
+        return sources
+
+    def _take(self, worker: Worker) -> Worker:
+        """Watch over a worker from now on: until it is ready, and until it ends."""
+        self._workers[worker.worker_id] = worker
+        if worker.file.url is None:
+            worker.sources[0].keep_from = lambda: worker.ready_position
+            self._deliveries.own(self._follow_start(worker))
+        else:
+            worker.mark_ready()
+        self._deliveries.own(self._watch(worker))
+        return worker
+
+    def adopt(self, file: WorkerFile, child: Child) -> None:
+        """Take a live worker back: what it said meanwhile is in its files, from where the queen has it."""
+        directory = self._home.workers / file.wanted.worker_id
+        stdout, stderr = (FileFollower(directory / stream) for stream in ("stdout", "stderr"))
+        process = CapturedProcess(child, stdout, stderr, marker=("RBEE_WORKER_ID", directory.name))
+        file = msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time)
+        worker = self._take(Worker(file, process, self._sources(directory)))
+        self._write_down(worker)
+        with scope(worker_id=worker.worker_id, model=worker.wanted.model.ref):
+            narrate(
+                "hive_adopt",
+                f"Adopted {worker.worker_id} ({worker.wanted.model.ref}), which went on while the hive was away.",
+                pid=child.pid,
+                is_ready=file.url is not None,
+            )
+
+    def _write_down(self, worker: Worker, **values: Any) -> None:
+        """Keep what has become known; where the disk is full, the next start of the hive knows less."""
+        worker.file = msgspec.structs.replace(worker.file, **values)
+        try:
+            worker.file.write(self._home.workers / worker.worker_id)
+        except OSError as error:
+            said = f"{worker.worker_id} cannot be written down: {error.strerror or error}."
+            narrate("hive_worker_not_kept", said, level="warning", worker_id=worker.worker_id)
+
+    async def _follow_start(self, worker: Worker) -> None:
+        """Wait until a worker says that it is ready, and no longer than it may take; then tell who waits."""
+        limit_s = self._settings.load_timeout_s + LOAD_S_PER_GIB * worker.wanted.model.size_bytes / 2**30
+        try:
+            async with asyncio.timeout(limit_s):
+                url = await self._ready_url(worker)
+        except TimeoutError:
+            await self._stop(worker)
+            details = {"worker_id": worker.worker_id, "last_lines": worker.last_lines}
+            message = f"The worker was not ready after {limit_s:.0f} s."
+            worker.mark_failed(DeadlineExceededError(message, reason="worker_failed", details=details))
+            return
+        if url is None:
+            worker.mark_failed(worker.error())
+            return
+        self._write_down(worker, url=url)  # before its words are given back
+        worker.sources[0].keep_from = None
+        if worker.is_stopping:
+            await worker.ended.wait()
+            worker.mark_failed(worker.error())
+            return
+        worker.mark_ready()
+        self._on_change()
+
+    async def _ready_url(self, worker: Worker) -> str | None:
+        """Read the worker's own words until it says that it is ready; None when it ends first."""
         follower = FileFollower(worker.sources[0].follower.path)
         ended = asyncio.ensure_future(worker.ended.wait())
         try:
             with FileWatch() as watch:
                 watch.add(follower.path)
                 ended.add_done_callback(lambda _: watch.wake())
-                while worker.url is None:
+                follower.skip_hole()
+                while True:
                     stretch = follower.read(64 * 1024)
                     worker.ready_position = follower.position
-                    worker.url = ready_url(stretch.data)
-                    if worker.url is None and not stretch.data:
+                    if url := ready_url(stretch.data):
+                        return url
+                    if not stretch.data:
                         if worker.ended.is_set():
-                            raise worker.error()
+                            return None
                         await watch.wait(60)
         finally:
             ended.cancel()
             follower.close()
-            worker.sources[0].keep_from = None
-        worker.state = WorkerState.READY
-        self._on_change()
 
     async def _watch(self, worker: Worker) -> None:
         """Wait for a worker's end, clear up behind it and tell how it ended."""
@@ -175,6 +275,7 @@ class Workers:
         except InternalError as error:  # it hangs in the kernel; the worker itself has ended all the same
             narrate("hive_worker_left_behind", error.message, level="error", worker_id=worker.worker_id)
         worker.status = status
+        self._write_down(worker, status=status)
         sizes = {source.name: source.seal() for source in worker.sources}
         worker.last_lines = last_lines(worker.sources)
         worker.state = WorkerState.STOPPED if worker.is_stopping else WorkerState.FAILED
@@ -186,7 +287,7 @@ class Workers:
         worker.process.stdout.close()
         worker.process.stderr.close()
         worker.process.child.close()
-        await self._remove_delivered(self._home.workers / worker.worker_id, worker.sources)
+        await self._deliveries.remove_delivered(self._home.workers / worker.worker_id, worker.sources)
 
     async def stop(self, worker_id: str) -> None:
         """Stop a worker with everything it started: TERM, `stop_grace_s`, KILL; returns when all is gone.
@@ -195,6 +296,11 @@ class Workers:
             NotFoundError: It does not run here.
         """
         await self._stop(self.get(worker_id))
+
+    async def stop_if_there(self, worker_id: str) -> None:
+        """Stop a worker; one that does not run here is fine."""
+        if worker_id in self._workers:
+            await self._stop(self._workers[worker_id])
 
     async def _stop(self, worker: Worker) -> None:
         if not worker.ended.is_set():
@@ -210,62 +316,3 @@ class Workers:
         for result in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-
-    async def close(self) -> None:
-        """Let go of files that could not be delivered; they wait on disk for the next start."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.failure.cancel()
-
-    async def clear_strays(self) -> None:
-        """Stop workers of a hive that died, all at once, and see that what they said still arrives."""
-        async with asyncio.TaskGroup() as group:
-            for directory in sorted(self._home.workers.iterdir()):
-                if directory.is_dir() and is_id("worker", directory.name):
-                    group.create_task(self._clear_stray(directory))
-
-    async def _clear_stray(self, directory: Path) -> None:
-        worker_id = directory.name
-        marker = ("RBEE_WORKER_ID", worker_id)
-        try:
-            report = await stop_tree(None, marker=marker, grace_s=self._settings.stop_grace_s)
-        except InternalError as error:  # it hangs in the kernel, and may write again: the next start tries again
-            narrate("hive_stray_left_behind", error.message, level="error", worker_id=worker_id)
-            return
-        paths = [path for path in (directory / "stdout", directory / "stderr") if path.exists()]
-        sources = self.deliver_rest(directory, [(f"{worker_id}/{path.name}", path) for path in paths])
-        with scope(worker_id=worker_id):
-            narrate(
-                "hive_clear_stray", f"Found {worker_id} of an earlier start; stopped {report.found} processes."
-            )
-        sizes = {source.name: source.follower.size for source in sources}
-        say_exit(worker_id, None, ExitStatus(unknown=True), last_lines(sources), sizes)
-
-    def deliver_rest(self, place: Path, files: list[tuple[str, Path]]) -> list[Source]:
-        """Carry files whose writer is dead to their end, then remove `place`, the file or directory of them."""
-        sources = [self._outbox.add(name, path) for name, path in files]
-        for source in sources:
-            source.seal()
-        self._own(self._remove_delivered(place, sources))
-        return sources
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failure.done():
-            self.failure.set_exception(error)
-
-    async def _remove_delivered(self, place: Path, sources: list[Source]) -> None:
-        for source in sources:
-            await source.delivered.wait()
-            self._outbox.remove(source)
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ class RunningJob:
         error: What the job failed with.
         wanted_phase: The phase to be told next; whoever brings the job there sets it.
         facts: What the closing sentence shall carry as fields; handlers add to it.
+        is_resumed: An earlier boot of this program had begun it.
         is_begun: Its task runs, so that cancelling reaches the handler.
         is_ending: How it ends is settled; a stop comes too late.
     """
@@ -55,6 +56,7 @@ class RunningJob:
         self.error: RbeeError | None = None
         self.wanted_phase: Phase | None = None
         self.task: asyncio.Task[None] | None = None
+        self.is_resumed = False
         self.is_begun = False
         self.is_ending = False
         self._runner = runner
@@ -81,6 +83,13 @@ class RunningJob:
             phase=phase,
             events=events,
         )
+
+    async def take_over(self, events: list[NewEvent] | None = None) -> None:
+        """Make this process the owner of a job that an earlier boot ran; its attempt goes on."""
+        self.record = await self._runner.registry.take_over(
+            self.job_id, owner=self._runner.owner, events=events or []
+        )
+        self.is_resumed = True
 
     async def update(self, **values: Any) -> None:
         """Say how far the job is (see `JobRegistry.update`)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from rbee.contracts.events import NewEvent
+from rbee.contracts.states import JobState
 from rbee.jobs.records import (
     Changed,
     Committed,
@@ -93,3 +94,20 @@ class JobStore(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and close."""
+
+
+PAGE = 500
+
+
+async def all_jobs(store: JobStore, *states: JobState) -> list[JobRecord]:
+    """Return every job in one of these states, newest first within a state."""
+    found: list[JobRecord] = []
+    for state in states:
+        before: str | None = None
+        while True:
+            page = await store.find(JobFilter(state=state, before=before, limit=PAGE))
+            found.extend(page)
+            if len(page) < PAGE:
+                break
+            before = page[-1].job_id
+    return found

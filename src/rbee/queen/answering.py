@@ -18,14 +18,13 @@ from rbee.errors import (
     error_classes,
 )
 from rbee.queen.hives import HiveBook
+from rbee.queen.patience import Patience
 from rbee.queen.settings import QueenSettings
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_EVERY_S = 1.0
 ASK_AGAIN_S = 0.25
-CLOSING_S = 2.0
-CLOSING_MAX_S = 30.0
 
 
 class Answering:
@@ -37,6 +36,7 @@ class Answering:
         workers: What is heard of the workers.
         worker_api: Asks them.
         on_stuck: Called with a worker that did not stop an answer within `stop_grace_s`; gets rid of it.
+        can_move: Tells whether a job for a model has anywhere to go besides a hive.
     """
 
     def __init__(
@@ -46,12 +46,14 @@ class Answering:
         workers: WorkerBook,
         worker_api: WorkerApi,
         on_stuck: Callable[[str], Awaitable[None]],
+        can_move: Callable[[str, str], bool],
     ) -> None:
         self._settings = settings
         self._book = book
         self._workers = workers
         self._worker_api = worker_api
         self._on_stuck = on_stuck
+        self._can_move = can_move
 
     async def ask(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
         """Ask for a kept answer until the worker has accepted, or its end is known.
@@ -77,11 +79,12 @@ class Answering:
         """After a queen's start: wait until the worker of an earlier placement can be asked, or its end is known.
 
         Raises:
-            HiveLostError: Its hive was not heard of for `hive_timeout_s`.
+            HiveLostError: Its hive was not heard of for `hive_timeout_s`; where the job can go to another one, for
+                `hive_lost_s`.
             WorkerLostError: Its hive is there without it, and nobody told of its end in `hive_lost_s`.
         """
         loop = asyncio.get_running_loop()
-        hive_deadline = loop.time() + self._settings.hive_timeout_s
+        began_at = loop.time()
         worker_deadline: float | None = None
         while not placement.closing.done():
             if self._book.has_ready(placement.worker_id, placement.hive_id):
@@ -94,10 +97,8 @@ class Answering:
                         f"The worker {placement.worker_id} is no longer there.",
                         details={"worker_id": placement.worker_id},
                     )
-            elif now >= hive_deadline:
-                raise HiveLostError(
-                    f"The hive {placement.hive_id} was not heard of for {self._settings.hive_timeout_s:g} s."
-                )
+            elif self._is_lost_for_good(placement, now - began_at):
+                raise HiveLostError(f"The hive {placement.hive_id} was not heard of for {now - began_at:.0f} s.")
             await self._book.changed(ASK_AGAIN_S)
 
     async def closing(self, placement: Placement) -> dict[str, Any]:
@@ -107,7 +108,8 @@ class Answering:
 
         Raises:
             WorkerLostError: The worker ended.
-            HiveLostError: Its hive was silent for `hive_timeout_s`.
+            HiveLostError: Its hive was silent for `hive_timeout_s`; where the job can go to another one, for
+                `hive_lost_s`.
             DeadlineExceededError: No token came for too long (reason `stalled`).
         """
         moved_at = asyncio.get_running_loop().time()
@@ -123,13 +125,19 @@ class Answering:
         hive = self._book.hive(placement.hive_id)
         if self._book.state_of(hive) is not HiveState.LIVE:
             silent_s = self._book.silent_s(hive)
-            if silent_s >= self._settings.hive_timeout_s:
+            if self._is_lost_for_good(placement, silent_s):
                 raise HiveLostError(f"The hive {hive.hive_id} has been silent for {silent_s:.0f} s.")
             return now
         limit_s = self._settings.stall_s if placement.heard_at else self._settings.first_token_s
         if now - moved_at > limit_s:
             raise DeadlineExceededError(f"The worker said no token for {limit_s:g} s.", reason="stalled")
         return moved_at
+
+    def _is_lost_for_good(self, placement: Placement, silent_s: float) -> bool:
+        """Tell whether a hive's return is no longer waited for: sooner where there is another one."""
+        if silent_s >= self._settings.hive_timeout_s:
+            return True
+        return silent_s >= self._settings.hive_lost_s and self._can_move(placement.model, placement.hive_id)
 
     async def stop(self, placement: Placement, correlation_id: str) -> None:
         """Stop a kept answer that is not closed yet, and wait for its closing line, within `stop_grace_s`.
@@ -138,11 +146,13 @@ class Answering:
         """
         if placement.closing.done():
             return
-        await self._worker_api.stop(placement, correlation_id)
+        is_told = await self._worker_api.stop(placement, correlation_id)
         if self._hive_state(placement) is HiveState.LIVE:
             done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.stop_grace_s)
             if not done:
                 await self._on_stuck(placement.worker_id)
+        elif not is_told:
+            self._workers.supersede(placement)  # stopped when its hive is back
 
     def _hive_state(self, placement: Placement) -> HiveState:
         try:
@@ -153,26 +163,18 @@ class Answering:
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.
 
-        While the hive is live, it is waited for until its stream has not moved for 2 s (30 s in all); while it is
+        While the hive is live, it is waited for until its stream has not moved for 4 s (30 s in all); while it is
         stale, until it is lost.
         """
         loop = asyncio.get_running_loop()
-        moved_at = loop.time()
-        last = moved_at + CLOSING_MAX_S
+        patience = Patience(loop.time())
         while True:
             done, _ = await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
             if done:
                 return placement.closing.result() if placement.closing.exception() is None else None
-            now = loop.time()
-            match self._hive_state(placement):
-                case HiveState.LOST:
-                    return None
-                case HiveState.STALE:
-                    moved_at, last = now, now + CLOSING_MAX_S
-                case HiveState.LIVE:
-                    moved_at = max(moved_at, self._workers.moved_at(placement.hive_id))
-                    if now - moved_at >= CLOSING_S or now >= last:
-                        return None
+            moved_at = self._workers.moved_at(placement.hive_id)
+            if patience.is_over(loop.time(), self._hive_state(placement), moved_at):
+                return None
 
     async def true_cause(self, placement: Placement, error: WorkerLostError) -> RbeeError:
         """Replace `cannot be reached` by how the worker really ended, when its hive tells in time."""

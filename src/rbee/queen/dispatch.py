@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 from rbee.contracts.ids import new_id
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import HiveState, Phase, WorkerState
-from rbee.errors import HiveLostError, NoCapacityError, RbeeError
+from rbee.errors import CrashLoopError, HiveLostError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
+from rbee.jobs.endings import incident
 from rbee.jobs.runner import narration_event
 from rbee.narration import narrate
 from rbee.narration.emit import compose, emit
+from rbee.queen.crash_loops import CrashLoops
 from rbee.queen.hives import Hive, HiveBook
-from rbee.queen.scheduler import Decision, HiveSpot, Start, Use, Wait, WorkerSpot, place
+from rbee.queen.scheduler import Decision, HiveSpot, Refuse, Start, Use, Wait, WorkerSpot, can_take, place
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
 from rbee.queen.workers import Placement, WorkerBook
@@ -22,10 +25,23 @@ from rbee.queen.workers import Placement, WorkerBook
 LOOK_AGAIN_S = 1.0
 
 
+SayPlaced = Callable[[Placement], list[bytes]]
+"""Composes what a job's log is told besides, in the transaction that commits a placement."""
+
+
+class StartFailedError(Exception):
+    """A worker that a job waited for could not be started; `cause` says why."""
+
+    def __init__(self, cause: RbeeError) -> None:
+        self.cause = cause
+        super().__init__(cause.message)
+
+
 class Ticket:
     """One job that waits for its place.
 
     Attributes:
+        key: Its turn: by priority, then those that were placed before, then in order of arrival.
         placement: Its place, once it has one.
         why: Why that one.
         wait: What it waits for.
@@ -36,12 +52,12 @@ class Ticket:
     def __init__(self, job: RunningJob, model: str, order: int) -> None:
         self.job = job
         self.model = model
-        self.key = (-job.record.priority, order)
+        self.key = (-job.record.priority, job.record.attempt == 0, order)
         self.placement: Placement | None = None
         self.why = ""
         self.wait: Wait | None = None
         self.starting: Starting | None = None
-        self.error: Exception | None = None
+        self.error: RbeeError | None = None
         self.changed = asyncio.Event()
 
     @property
@@ -85,14 +101,21 @@ class Dispatcher:
     """Decides with the scheduler, acts through the hives. One event loop owns it."""
 
     def __init__(
-        self, settings: QueenSettings, book: HiveBook, workers: WorkerBook, starter: WorkerStarter
+        self,
+        settings: QueenSettings,
+        book: HiveBook,
+        workers: WorkerBook,
+        starter: WorkerStarter,
+        crash_loops: CrashLoops,
     ) -> None:
         self._settings = settings
+        self._crash_loops = crash_loops
         self._book = book
         self._workers = workers
         self._starter = starter
         self._tickets: list[Ticket] = []
         self._starting: dict[tuple[str, str], Starting] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._order = itertools.count()
         self._pumped_at = 0.0
         book.listen(self.pump)
@@ -100,8 +123,10 @@ class Dispatcher:
     async def close(self) -> None:
         """Give up the starts that are under way."""
         tasks = [starting.task for starting in self._starting.values() if starting.task is not None]
+        tasks += self._ending
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # else it is telling its hive
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def inventory(self) -> tuple[HiveSpot, ...]:
@@ -117,6 +142,7 @@ class Dispatcher:
             memory_free_bytes=beat.machine.memory_free_bytes,
             model_sizes={model.model: model.size_bytes for model in beat.models},
             starting=frozenset(model for hive_id, model in self._starting if hive_id == hive.hive_id),
+            refused=frozenset(self._crash_loops.refused(hive.hive_id)),
             workers=tuple(
                 WorkerSpot(
                     worker_id=worker.worker_id,
@@ -132,21 +158,27 @@ class Dispatcher:
             ),
         )
 
-    async def acquire(self, job: RunningJob, model: str) -> Placement:
+    def can_move(self, model: str, hive_id: str) -> bool:
+        """Tell whether a job for `model` has anywhere to go besides the hive that it is on."""
+        return can_take(model, self.inventory(), without=hive_id)
+
+    async def acquire(self, job: RunningJob, model: str, say: SayPlaced = lambda placement: []) -> Placement:
         """Wait for a slot of a worker with `model`, starting one where that is needed, and make the job running.
 
         Give the slot back with `release`.
 
         Raises:
             NoCapacityError, HiveLostError: For `hive_timeout_s` no hive could be reached, or none had the memory.
-            RbeeError: What starting the worker failed with.
+            CrashLoopError: The model fails to start, on every hive that could take it.
+            StartFailedError: The worker that it waited for could not be started.
         """
         ticket = Ticket(job, model, next(self._order))
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:
             placement, started_id = await self._wait_for_place(ticket)
-            await self._start_running(ticket, placement, is_forwarded=started_id == placement.worker_id)
+            is_forwarded = started_id == placement.worker_id
+            await self._start_running(ticket, placement, say(placement), is_forwarded=is_forwarded)
         except BaseException:
             if ticket.placement is not None:
                 self._workers.remove(ticket.placement)
@@ -169,8 +201,10 @@ class Dispatcher:
         self.pump()
         while ticket.placement is None:
             ticket.changed.clear()
-            if ticket.error is not None:
+            if isinstance(ticket.error, CrashLoopError):
                 raise ticket.error
+            if ticket.error is not None:
+                raise StartFailedError(ticket.error)
             starting, wait = ticket.starting, ticket.wait
             if starting is not None and starting.owner is ticket and starting.task is None:
                 own = starting
@@ -209,22 +243,26 @@ class Dispatcher:
         is_any_live = any(self._book.state_of(hive) is HiveState.LIVE for hive in hives)
         return HiveLostError(text) if hives and not is_any_live else NoCapacityError(text)
 
-    async def _start_running(self, ticket: Ticket, placement: Placement, *, is_forwarded: bool) -> None:
+    async def _start_running(
+        self, ticket: Ticket, placement: Placement, lines: list[bytes], *, is_forwarded: bool
+    ) -> None:
         """Commit the placement, before the worker is asked."""
-        line = compose(
-            "queen_forward",
-            f"Placed on {placement.worker_id} at {placement.hive_id}: {ticket.why}.",
-            hive_id=placement.hive_id,
-            worker_id=placement.worker_id,
-            attempt=placement.attempt,
-        )
+        if not is_forwarded:
+            forward = compose(
+                "queen_forward",
+                f"Placed on {placement.worker_id} at {placement.hive_id}: {ticket.why}.",
+                hive_id=placement.hive_id,
+                worker_id=placement.worker_id,
+                attempt=placement.attempt,
+            )
+            lines = [forward, *lines]
         await ticket.job.start(
             hive_id=placement.hive_id,
             worker_id=placement.worker_id,
             phase=Phase.GENERATING,
-            events=[] if is_forwarded else [narration_event(line)],
+            events=[narration_event(line) for line in lines],
         )
-        if not is_forwarded:
+        for line in lines:
             emit(line)
 
     # Deciding
@@ -232,6 +270,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Give every place that is free to the job whose turn it is."""
         self._pumped_at = asyncio.get_running_loop().time()
+        self._leave_lost_starts()
         inventory = self.inventory()
         waits: dict[str, Wait] = {}  # what one job waits for, the next one of the same model waits for as well
         for ticket in self._tickets:
@@ -244,17 +283,36 @@ class Dispatcher:
                 inventory = self.inventory()
                 waits.clear()
 
+    def _leave_lost_starts(self) -> None:
+        """Give up the starts on hives that are lost, where the jobs that wait have another one to go to."""
+        for starting in list(self._starting.values()):
+            hive_id, model = starting.key
+            hive = next((hive for hive in self._book.hives() if hive.hive_id == hive_id), None)
+            is_lost = hive is not None and self._book.state_of(hive) is HiveState.LOST
+            if is_lost and self.can_move(model, hive_id):
+                if starting.task is not None:
+                    starting.task.cancel()
+                    self._ending.add(starting.task)
+                    starting.task.add_done_callback(self._ending.discard)
+                self._end_start(starting, None)
+
     def _follow(self, ticket: Ticket, decision: Decision) -> bool:
         """Do what was decided for a ticket; tells whether that took a slot or began a start."""
         if isinstance(decision, Use):
             attempt = ticket.job.record.attempt + 1
             ticket.placement = self._workers.place(
-                ticket.job.job_id, decision.worker_id, decision.hive_id, attempt
+                ticket.job.job_id, decision.worker_id, decision.hive_id, attempt, ticket.model
             )
             ticket.why = decision.why
             ticket.changed.set()
             return True
         if ticket.starting is not None and ticket.starting.owner is ticket:
+            return False
+        if isinstance(decision, Refuse):
+            refusal = self._crash_loops.refusal(decision.hive_id, ticket.model)
+            if refusal is not None:  # else its time is just over: the next look decides anew
+                ticket.error = refusal.error()
+                ticket.changed.set()
             return False
         if isinstance(decision, Start):
             if ticket.starting is not None:  # shared with another job; its hive fell silent, and here is one
@@ -314,7 +372,7 @@ class Dispatcher:
             slots=self._settings.slots,
             context_tokens=self._settings.context_tokens,
         )
-        failure: Exception | None = None
+        failure: RbeeError | None = None
         try:
             await self._starter.start(
                 starting.decision.hive_id,
@@ -324,16 +382,18 @@ class Dispatcher:
                 waiting=starting.waiting,
             )
         except Exception as error:  # noqa: BLE001  # raised in the task of each job that waits
-            failure = error
+            failure = error if isinstance(error, RbeeError) else incident(error, "the start of a worker")
             if not starting.tickets:
                 narrate("queen_start_failed", f"A worker could not be started: {error}", level="error")
         finally:
             self._end_start(starting, failure)
             self.pump()
 
-    def _end_start(self, starting: Starting, failure: Exception | None) -> None:
-        self._starting.pop(starting.key, None)
-        for ticket in starting.tickets:
+    def _end_start(self, starting: Starting, failure: RbeeError | None) -> None:
+        if self._starting.get(starting.key) is starting:
+            del self._starting[starting.key]
+        tickets, starting.tickets = starting.tickets, []
+        for ticket in tickets:
             ticket.starting = None
             ticket.error = failure
             ticket.changed.set()

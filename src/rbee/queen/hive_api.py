@@ -10,8 +10,17 @@ import aiohttp
 from rbee.client import JobClient
 from rbee.client.answers import reason_of
 from rbee.contracts.operations import Operation
-from rbee.errors import HiveLostError, InternalError, RbeeError, UnavailableError, error_classes
+from rbee.errors import (
+    GoneError,
+    HiveLostError,
+    InternalError,
+    NotFoundError,
+    RbeeError,
+    UnavailableError,
+    error_classes,
+)
 from rbee.queen.hives import Hive, HiveBook
+from rbee.queen.patience import Stories
 from rbee.queen.workers import WorkerBook
 
 ATTEMPT_S = 5.0
@@ -26,6 +35,7 @@ class HiveApi:
         session: aiohttp.ClientSession,
         book: HiveBook,
         workers: WorkerBook,
+        stories: Stories,
         *,
         api_key: str | None,
         timeout_s: float,
@@ -33,6 +43,7 @@ class HiveApi:
         self._session = session
         self._book = book
         self._workers = workers
+        self._stories = stories
         self._api_key = api_key
         self._timeout_s = timeout_s
 
@@ -43,6 +54,7 @@ class HiveApi:
             correlation_id=correlation_id,
             session=self._session,
             give_up_s=self._timeout_s,
+            find_url=lambda: self._book.hive(hive.hive_id).heartbeat.url,
         )
 
     async def run(
@@ -61,14 +73,16 @@ class HiveApi:
             idempotency_key: Makes asking again harmless.
 
         Raises:
-            HiveLostError: It could not be reached in that time, or was started again meanwhile.
+            HiveLostError: It could not be reached in that time, or no longer knows the command.
             RbeeError: What the hive's job failed with.
         """
         self._workers.hand(hive_id, job_id)
         hive, accepted = await self._submit(hive_id, operation, correlation_id, idempotency_key)
         client = self._client(hive, correlation_id)
         try:
-            return result_of(await self._until_end(client, hive, accepted))
+            end, sources = await _end_of(client, accepted)
+            await self._stories.arrived(job_id, hive_id, sources)
+            return result_of(end)
         except asyncio.CancelledError:
             await self._cancel(client, accepted)
             raise
@@ -76,6 +90,8 @@ class HiveApi:
             raise
         except UnavailableError as error:
             raise self._lost(hive_id, error.message) from error
+        except _ForgottenError as error:
+            raise HiveLostError(f"The hive {hive_id} no longer knows what it was doing.") from error
 
     async def _submit(
         self, hive_id: str, operation: Operation, correlation_id: str, idempotency_key: str
@@ -94,20 +110,6 @@ class HiveApi:
                     raise self._lost(hive_id, _why(error)) from error
             await self._book.changed(RETRY_S)
 
-    async def _until_end(self, client: JobClient, hive: Hive, accepted: str) -> dict[str, Any]:
-        """Follow the hive's job to its end; one of an earlier start of the hive ended with that."""
-        following = asyncio.ensure_future(_end_of(client, accepted))
-        try:
-            while not following.done():
-                await asyncio.wait({following}, timeout=RETRY_S)
-                boot_id = self._book.hive(hive.hive_id).heartbeat.boot_id
-                if not following.done() and boot_id != hive.heartbeat.boot_id:
-                    raise HiveLostError(f"The hive {hive.hive_id} ended while it did this.")
-            return following.result()
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
     def _lost(self, hive_id: str, why: str) -> HiveLostError:
         return HiveLostError(f"The hive {hive_id} could not be reached for {self._timeout_s:g} s: {why}")
 
@@ -125,10 +127,25 @@ def _why(error: BaseException) -> str:
     return f"{reason_of(error.__cause__ or error)}."
 
 
-async def _end_of(client: JobClient, job_id: str) -> dict[str, Any]:
-    async for event in client.follow(job_id):
-        if event["kind"] == "end":
-            return event
+class _ForgottenError(Exception):
+    """The hive's registry has no such job: it was emptied."""
+
+
+async def _end_of(client: JobClient, job_id: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Follow a hive's job to its end, also across a restart of the hive.
+
+    Returns:
+        The end, and up to which sizes the hive's files tell of the command.
+    """
+    sources: dict[str, int] = {}
+    try:
+        async for event in client.follow(job_id):
+            if event["kind"] == "end":
+                return event, sources
+            told = (event.get("fields") or {}).get("sources")
+            sources = told if isinstance(told, dict) else sources
+    except (NotFoundError, GoneError) as error:
+        raise _ForgottenError from error
     raise InternalError(f"The log of {job_id} at {client.base_url} ended without an end.")
 
 

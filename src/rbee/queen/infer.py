@@ -1,4 +1,4 @@
-"""The `infer` operation: a kept answer, narrated by the worker into the job's log."""
+"""The `infer` operation: a kept answer, narrated into the job's log, by as many workers as it takes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,31 @@ import asyncio
 import time
 from typing import Any
 
-import msgspec
+from msgspec import Struct
 
 from rbee.contracts.events import encode_json
 from rbee.contracts.operations import Infer
-from rbee.errors import InternalError, RbeeError
+from rbee.errors import HiveLostError, InternalError, RbeeError, WorkerError, WorkerLostError
 from rbee.jobs import JobRegistry, RunningJob
+from rbee.narration.emit import compose
 from rbee.queen.answering import Answering, failure_of
-from rbee.queen.dispatch import Dispatcher
+from rbee.queen.continuation import GiveUp, Whole, after_loss, chat_body
+from rbee.queen.dispatch import Dispatcher, StartFailedError
+from rbee.queen.said import Said, read_said
 from rbee.queen.workers import Placement, WorkerBook
 
 CHAT_PATH = "/v1/chat/completions"
-_PASSED_ON = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "response_format")
+
+# What another worker may do better: this one died or went away, or could not be started.
+LOST = (WorkerLostError, HiveLostError)
+NOT_STARTED = (WorkerError, HiveLostError)
+
+
+class _Loss(Struct):
+    """How an attempt ended without an answer; `worker_id` is who was lost, None when none could be started."""
+
+    error: RbeeError
+    worker_id: str | None = None
 
 
 class InferHandler:
@@ -32,40 +45,109 @@ class InferHandler:
         self._answering = answering
 
     async def __call__(self, job: RunningJob) -> dict[str, Any]:
-        """Place the job, let the worker answer, and put the result together from the log."""
-        assert isinstance(job.operation, Infer) and job.record.model is not None
-        placement = await self._dispatcher.acquire(job, job.record.model)
-        self._workers.ask_keep_alive(placement.worker_id, job.operation.keep_alive)
-        return await self._see_through(job, job.operation, placement)
+        """Place the job, let workers answer until the answer is whole, and make the result of the log."""
+        return await self._see_through(job, None)
 
     async def resume(self, job: RunningJob, placement: Placement) -> dict[str, Any]:
         """Go on with an answer that a worker went on giving while no queen listened.
 
         The same request asked again starts nothing twice, and starts what never reached the worker.
         """
-        assert isinstance(job.operation, Infer)
-        return await self._see_through(job, job.operation, placement, is_resumed=True)
+        return await self._see_through(job, placement)
 
-    async def _see_through(
-        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool = False
-    ) -> dict[str, Any]:
+    async def _see_through(self, job: RunningJob, left: Placement | None) -> dict[str, Any]:
+        operation = job.operation
+        assert isinstance(operation, Infer)
+        lost: _Loss | None = None
+        failed_starts = 0
+        while True:
+            outcome = await self._once(job, operation, left, lost)
+            if isinstance(outcome, dict):
+                return await self._result(job, outcome)
+            left, lost = None, outcome
+            is_away = isinstance(lost.error, HiveLostError)
+            if is_away and not self._dispatcher.can_move(job.record.model or "", job.record.hive_id or ""):
+                raise lost.error  # its return was waited for as long as that may take
+            failed_starts += lost.worker_id is None
+            said = await read_said(self._registry, job.job_id)
+            verdict = after_loss(operation, said, lost.error, used=job.record.attempt + failed_starts)
+            if isinstance(verdict, GiveUp):
+                raise verdict.error
+            if isinstance(verdict, Whole):
+                return self._made(job, said, {"finish_reason": verdict.finish_reason})
+
+    async def _once(
+        self, job: RunningJob, operation: Infer, left: Placement | None, lost: _Loss | None
+    ) -> dict[str, Any] | _Loss:
+        """Let one worker answer, placed now unless it was left; returns its closing line's fields, or the loss."""
         try:
-            fields = await self._answer(job, operation, placement, is_resumed=is_resumed)
-        finally:
+            placement = left or await self._place(job, lost)
+        except StartFailedError as failed:
+            if not isinstance(failed.cause, NOT_STARTED):
+                raise failed.cause from failed
+            return _Loss(failed.cause)
+        try:
+            return await self._attempt(job, operation, placement, is_resumed=left is not None)
+        except LOST as error:
+            return _Loss(error, placement.worker_id)
+
+    async def _place(self, job: RunningJob, lost: _Loss | None) -> Placement:
+        """Wait for a place; where the answer has begun, the log is told who goes on with it."""
+        said = await read_said(self._registry, job.job_id) if lost is not None else Said()
+        assert job.record.model is not None
+
+        def seam(placement: Placement) -> list[bytes]:
+            if lost is None or not said.text:
+                return []
+            tokens = sum(said.tokens.values())
+            return [
+                compose(
+                    "queen_continue",
+                    f"{placement.worker_id} goes on with the answer after {tokens} tokens. {lost.error.message}",
+                    worker_id=placement.worker_id,
+                    attempt=placement.attempt,
+                    after_tokens=tokens,
+                    lost_worker_id=lost.worker_id,
+                )
+            ]
+
+        return await self._dispatcher.acquire(job, job.record.model, seam)
+
+    async def _attempt(
+        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool
+    ) -> dict[str, Any]:
+        """Let one worker answer; returns its closing line's fields, and gives its slot back.
+
+        When the queen ends, the worker keeps its place: it goes on, and what comes of it meanwhile is the job's.
+        """
+        self._workers.ask_keep_alive(placement.worker_id, operation.keep_alive)
+        try:
+            said = Said()
+            if placement.attempt > 1:
+                said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)
+            body = encode_json(chat_body(operation, said))
+            fields = await self._answer(job, body, placement, is_resumed=is_resumed)
+        except asyncio.CancelledError:
+            if job.stop is not None:
+                self._dispatcher.release(placement)
+            raise
+        except BaseException:
             self._dispatcher.release(placement)
+            raise
+        self._dispatcher.release(placement)
         failure = failure_of(fields)
         if failure is not None:
             raise failure
-        return await self._result(job, placement, fields)
+        return fields
 
     async def _answer(
-        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool
+        self, job: RunningJob, body: bytes, placement: Placement, *, is_resumed: bool
     ) -> dict[str, Any]:
         correlation_id = job.record.correlation_id
         try:
             if is_resumed:
                 await self._answering.found_again(placement)
-            await self._answering.ask(placement, CHAT_PATH, encode_json(chat_body(operation)), correlation_id)
+            await self._answering.ask(placement, CHAT_PATH, body, correlation_id)
             return await self._answering.closing(placement)
         except asyncio.CancelledError:
             if job.stop is not None:  # else the queen ends: her next start goes on with it
@@ -75,16 +157,26 @@ class InferHandler:
             await self._answering.stop(placement, correlation_id)
             raise
 
-    async def _result(self, job: RunningJob, placement: Placement, fields: dict[str, Any]) -> dict[str, Any]:
+    async def _result(self, job: RunningJob, fields: dict[str, Any]) -> dict[str, Any]:
         """Read the answer back from the log, where every piece of it stands.
 
         Raises:
             InternalError: A piece is missing: an answer with a hole is never called complete.
         """
-        text, frames = await self._text(job.job_id, placement.attempt)
+        said = await read_said(self._registry, job.job_id)
+        frames = said.frames.get(job.record.attempt, 0)
         if frames != fields.get("frames"):
             raise InternalError(f"The log holds {frames} of the answer's {fields.get('frames')} pieces.")
-        prompt_tokens, completion_tokens = fields.get("prompt_tokens"), fields.get("completion_tokens")
+        said.tokens.pop(job.record.attempt, None)  # its closing line knows better
+        return self._made(job, said, fields)
+
+    def _made(self, job: RunningJob, said: Said, fields: dict[str, Any]) -> dict[str, Any]:
+        """Make the result of a whole answer; `fields` is what the last attempt's closing line says."""
+        first = job.record.attempt == 1
+        prompt_tokens = fields.get("prompt_tokens") if first else None
+        if prompt_tokens is None:
+            prompt_tokens = said.prompt_tokens
+        completion_tokens = sum(said.tokens.values()) + (fields.get("completion_tokens") or 0)
         job.facts.update(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -92,42 +184,17 @@ class InferHandler:
             duration_s=round(time.time() - job.record.created_at, 3),
         )
         return {
-            "text": text,
+            "text": said.text,
             "finish_reason": fields.get("finish_reason"),
             "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
-            "time_to_first_token_s": fields.get("time_to_first_token_s"),
+            "time_to_first_token_s": fields.get("time_to_first_token_s") if first else _waited_s(job, said),
             "tokens_per_s": fields.get("tokens_per_s"),
-            "attempts": placement.attempt,
+            "attempts": job.record.attempt,
         }
 
-    async def _text(self, job_id: str, attempt: int) -> tuple[str, int]:
-        parts: list[str] = []
-        frames, after = 0, 0
-        while True:
-            page = await self._registry.read(job_id, after)
-            if not page.events:
-                return "".join(parts), frames
-            after += len(page.events)
-            for event in page.events:
-                if event.startswith(b'{"v":1,"kind":"token",'):
-                    token = msgspec.json.decode(event)
-                    frames += token.get("attempt") == attempt
-                    if token.get("channel") == "answer":
-                        parts.append(token.get("text") or "")
 
-
-def chat_body(operation: Infer) -> dict[str, Any]:
-    """Make the engine's request: what is absent stays the engine's choice."""
-    messages: list[Any] = []
-    if operation.system is not None:
-        messages.append({"role": "system", "content": operation.system})
-    if operation.messages is not None:
-        messages.extend(operation.messages)
-    else:
-        messages.append({"role": "user", "content": operation.prompt})
-    body: dict[str, Any] = {"messages": messages, "stream": True}
-    for name in _PASSED_ON:
-        value = getattr(operation, name)
-        if value is not None:
-            body[name] = value
-    return body
+def _waited_s(job: RunningJob, said: Said) -> float | None:
+    """Return how long the first piece of an answer of several attempts took, from the first placement."""
+    if not said.first_ns or job.record.started_at is None:
+        return None
+    return round(max(0.0, said.first_ns / 1e9 - job.record.started_at), 6)

@@ -10,16 +10,15 @@ from rbee.contracts.events import NARRATION_PREFIX, encode_json
 from rbee.contracts.operations import Infer
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import GoneError, QueenLostError, WorkerLostError
-from rbee.jobs import JobFilter, JobRegistry, JobRunner
+from rbee.jobs import JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
 from rbee.jobs.runner import error_body, narration_event
+from rbee.jobs.store import all_jobs
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
 from rbee.queen.infer import InferHandler
 from rbee.queen.worker_exits import read_exit
 from rbee.queen.workers import Placement, WorkerBook
-
-PAGE = 500
 
 
 class Leftovers:
@@ -41,11 +40,13 @@ class Leftovers:
     async def take_up(self) -> None:
         """End what ran, tell the ends of workers that were not told yet, and place again what waited."""
         await self._workers.load()
-        for record in await self._all(JobState.RUNNING):
+        for record in await all_jobs(self._registry.store, JobState.RUNNING):
             if not await self._go_on(record):
                 await self._end_lost(record, "The queen ended while this job was running.")
         await self._workers.settle()
-        for record in sorted(await self._all(JobState.QUEUED), key=lambda record: record.created_at):
+        for record in sorted(
+            await all_jobs(self._registry.store, JobState.QUEUED), key=lambda record: record.created_at
+        ):
             await self._place_again(record)
 
     async def _go_on(self, record: JobRecord) -> bool:
@@ -59,7 +60,9 @@ class Leftovers:
         if not isinstance(operation, Infer):
             return False
         # Before the first hive is heard: from here on the worker may speak of the job again.
-        placement = self._workers.place(record.job_id, record.worker_id, record.hive_id, record.attempt)
+        placement = self._workers.place(
+            record.job_id, record.worker_id, record.hive_id, record.attempt, record.model or ""
+        )
         await self._hear_again(placement)
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
             line = compose(
@@ -97,16 +100,6 @@ class Leftovers:
         elif event["action"] == "worker_exit":
             ended = read_exit(encode_json(event))
             placement.fail(ended.error() if ended is not None else WorkerLostError(str(event["message"])))
-
-    async def _all(self, state: JobState) -> list[JobRecord]:
-        found: list[JobRecord] = []
-        before: str | None = None
-        while True:
-            page = await self._registry.store.find(JobFilter(state=state, before=before, limit=PAGE))
-            found.extend(page)
-            if len(page) < PAGE:
-                return found
-            before = page[-1].job_id
 
     async def _place_again(self, record: JobRecord) -> None:
         if record.hive_id is not None:  # it may be speaking of this job already

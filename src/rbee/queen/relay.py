@@ -18,7 +18,8 @@ from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
 from rbee.jobs.runner import error_body
 from rbee.queen.answering import Answering, failure_of
-from rbee.queen.dispatch import Dispatcher
+from rbee.queen.dispatch import Dispatcher, StartFailedError
+from rbee.queen.infer import LOST, NOT_STARTED
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
 
@@ -44,14 +45,31 @@ class Relay:
         return _RelayedResponse(self, record, operation, path, body)
 
     async def answer(self, job: RunningJob, path: str, body: bytes, caller: _Caller) -> dict[str, Any]:
-        """Place the call, pass the worker's bytes on, and return what its closing line says."""
+        """Place the call, pass the worker's bytes on, and return what its closing line says.
+
+        A worker that is lost before its first byte is replaced, as often as the call may be placed.
+        """
         assert job.record.model is not None
-        placement = await self._dispatcher.acquire(job, job.record.model)
-        try:
-            await self._pass_on(job, placement, path, body, caller)
-            fields = await self._answering.relayed_closing(placement)
-        finally:
-            self._dispatcher.release(placement)
+        failed_starts = 0
+        while True:
+            try:
+                placement = await self._dispatcher.acquire(job, job.record.model)
+            except StartFailedError as failed:
+                failed_starts += 1
+                if not isinstance(failed.cause, NOT_STARTED) or not _may_try(job, failed_starts):
+                    raise failed.cause from failed
+                continue
+            try:
+                await self._pass_on(job, placement, path, body, caller)
+                return self._made(job, await self._answering.relayed_closing(placement))
+            except LOST:
+                if caller.is_started or not _may_try(job, failed_starts):
+                    raise
+            finally:
+                self._dispatcher.release(placement)
+
+    def _made(self, job: RunningJob, fields: dict[str, Any] | None) -> dict[str, Any]:
+        """Make the result of what the closing line says."""
         if fields is None:
             return {"usage": None}
         failure = failure_of(fields)
@@ -65,7 +83,7 @@ class Relay:
             "usage": {name: fields.get(name) for name in ("prompt_tokens", "completion_tokens")},
             "time_to_first_token_s": fields.get("time_to_first_token_s"),
             "tokens_per_s": fields.get("tokens_per_s"),
-            "attempts": placement.attempt,
+            "attempts": job.record.attempt,
         }
 
     async def _pass_on(
@@ -75,9 +93,12 @@ class Relay:
             async with self._worker_api.relay(placement, path, body, job.record.correlation_id) as answer:
                 headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
                 if answer.content_type == EVENT_STREAM:
-                    await caller.start(answer.status, headers)
                     async for frames in whole_frames(answer.content.iter_any()):
+                        if not caller.is_started:  # until then, another worker can take over
+                            await caller.start(answer.status, headers)
                         await caller.send(frames)
+                    if not caller.is_started:
+                        raise WorkerError("The worker ended its answer before it had begun.")
                 else:
                     whole = await read_bounded(answer, ANSWER_BYTES_MAX)
                     await caller.start(answer.status, headers)
@@ -180,6 +201,10 @@ class _RelayedResponse(Response):
             response.headers["x-job-id"] = self._record.job_id
             response.headers["x-request-id"] = self._record.job_id
             await response(scope, receive, send)
+
+
+def _may_try(job: RunningJob, failed_starts: int) -> bool:
+    return job.record.attempt + failed_starts < job.operation.attempts
 
 
 def _why_ended(job: RunningJob) -> RbeeError:

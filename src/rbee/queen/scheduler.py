@@ -26,6 +26,7 @@ class HiveSpot(Struct, frozen=True):
         is_live: Its lease holds.
         model_sizes: The models on its disk, and how large they are.
         starting: Models a worker is being started for.
+        refused: Models that failed to start here too often, and are not started now.
     """
 
     hive_id: str
@@ -35,6 +36,7 @@ class HiveSpot(Struct, frozen=True):
     model_sizes: dict[str, int]
     starting: frozenset[str]
     workers: tuple[WorkerSpot, ...]
+    refused: frozenset[str] = frozenset()
 
 
 class Use(Struct, frozen=True):
@@ -63,7 +65,13 @@ class Wait(Struct, frozen=True):
     needs_hive: bool = False
 
 
-Decision = Use | Start | Wait
+class Refuse(Struct, frozen=True):
+    """It cannot be started: its workers failed again and again, on every hive that could take it."""
+
+    hive_id: str
+
+
+Decision = Use | Start | Wait | Refuse
 
 
 def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None) -> Decision:
@@ -71,7 +79,8 @@ def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None
 
     A ready worker with a free slot is taken, the emptiest first. Else a worker that is being started, or is
     full, is waited for: on a processor a model has one worker. Else a live hive with the memory for it starts
-    one, hives that have the file before hives that do not, then by free memory.
+    one, hives that have the file before hives that do not, then by free memory. A model that failed too often on
+    each of them is refused.
 
     Args:
         model: The model's reference.
@@ -103,8 +112,18 @@ def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None
     if not fitting:
         is_busy = any(hive.workers or hive.starting for hive in live)
         return Wait("; ".join(_why_not(hive, model) for hive in live), needs_hive=not is_busy)
-    best = max(fitting, key=lambda hive: (model in hive.model_sizes, _free_bytes(hive), hive.hive_id))
+    willing = [hive for hive in fitting if model not in hive.refused]
+    if not willing:
+        return Refuse(fitting[0].hive_id)
+    best = max(willing, key=lambda hive: (model in hive.model_sizes, _free_bytes(hive), hive.hive_id))
     return Start(best.hive_id, f"no worker has {model} loaded, and {best.hive_id} has the memory for it")
+
+
+def can_take(model: str, hives: tuple[HiveSpot, ...], *, without: str) -> bool:
+    """Tell whether a job for `model` has anywhere to go besides one hive."""
+    others = tuple(hive for hive in hives if hive.hive_id != without)
+    decision = place(model, others)
+    return isinstance(decision, (Use, Start)) or (isinstance(decision, Wait) and not decision.needs_hive)
 
 
 def memory_needed_bytes(file_bytes: int) -> int:

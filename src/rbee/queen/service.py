@@ -18,6 +18,7 @@ from rbee.narration import narrate, scope
 from rbee.narration.emit import compose, emit
 from rbee.queen.answering import Answering
 from rbee.queen.commands import Commands
+from rbee.queen.crash_loops import CrashLoops
 from rbee.queen.dispatch import Dispatcher
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import HiveBook
@@ -25,6 +26,8 @@ from rbee.queen.idle import IdleWorkers
 from rbee.queen.infer import InferHandler
 from rbee.queen.ingest import Ingest
 from rbee.queen.leftovers import Leftovers
+from rbee.queen.old_requests import OldRequests
+from rbee.queen.patience import Stories
 from rbee.queen.relay import Relay
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
@@ -45,17 +48,22 @@ class QueenService:
         book = self.book = HiveBook(stale_s=settings.hive_stale_s, lost_s=settings.hive_lost_s)
         workers = self.workers = WorkerBook(registry, book.worker_gone)
         self.ingest = Ingest(registry, workers)
-        hives = HiveApi(session, book, workers, api_key=settings.api_key, timeout_s=settings.hive_timeout_s)
-        starter = WorkerStarter(settings, book, workers, hives)
-        dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter)
+        stories = Stories(registry, book, workers)
+        hives = HiveApi(
+            session, book, workers, stories, api_key=settings.api_key, timeout_s=settings.hive_timeout_s
+        )
+        crash_loops = CrashLoops()
+        starter = WorkerStarter(settings, book, workers, hives, crash_loops)
+        dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter, crash_loops)
         worker_api = WorkerApi(session, book)
-        answering = Answering(settings, book, workers, worker_api, self._stop_stuck)
+        answering = Answering(settings, book, workers, worker_api, self._stop_stuck, dispatcher.can_move)
         infer = InferHandler(registry, workers, dispatcher, answering)
         commands = Commands(book, workers, hives, dispatcher, starter)
         handlers: dict[type[Any], Any] = {Infer: infer, **commands.handlers()}
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
+        self._old_requests = OldRequests(book, workers, worker_api)
         self._leftovers = Leftovers(registry, self.runner, workers, infer)
 
     async def open(self) -> None:
@@ -66,6 +74,7 @@ class QueenService:
         """Do what a queen does on her own, until cancelled; what goes wrong in it is raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._idle.run())
+            group.create_task(self._old_requests.run())
             await asyncio.Event().wait()
 
     async def close(self, grace_s: float) -> None:

@@ -11,8 +11,9 @@ from rbee.contracts.ids import new_id
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import ModelDownload, WorkerSpawn
 from rbee.contracts.states import Phase
-from rbee.errors import HiveLostError, ModelNotFoundError, RbeeError
+from rbee.errors import HiveLostError, ModelInvalidError, ModelNotFoundError, RbeeError, WorkerError
 from rbee.narration import scope
+from rbee.queen.crash_loops import CrashLoops
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import HiveBook
 from rbee.queen.settings import QueenSettings
@@ -28,8 +29,16 @@ Waiting = Callable[[], list[str]]
 class WorkerStarter:
     """Starts workers on hives, one call a worker."""
 
-    def __init__(self, settings: QueenSettings, book: HiveBook, workers: WorkerBook, hives: HiveApi) -> None:
+    def __init__(
+        self,
+        settings: QueenSettings,
+        book: HiveBook,
+        workers: WorkerBook,
+        hives: HiveApi,
+        crash_loops: CrashLoops,
+    ) -> None:
         self._settings = settings
+        self._crash_loops = crash_loops
         self._book = book
         self._workers = workers
         self._hives = hives
@@ -55,8 +64,11 @@ class WorkerStarter:
             waiting: Tells which other jobs wait for it, so that they hear of its end.
 
         Raises:
+            CrashLoopError: The model failed to start there too often.
             RbeeError: Why it could not be started.
         """
+        if refusal := self._crash_loops.refusal(hive_id, wanted.model):
+            raise refusal.error()
         with scope(job_id=job_id) as here:
             correlation_id = here.correlation_id or ""
             await self._bring_model(hive_id, wanted.model, job_id, correlation_id, say)
@@ -76,11 +88,15 @@ class WorkerStarter:
                 )
                 await self._until_ready(worker_id, hive_id, ended)
             except RbeeError as error:
+                if isinstance(error, (WorkerError, ModelInvalidError)):
+                    last_lines = error.details.get("last_lines") or []
+                    self._crash_loops.failed(hive_id, wanted.model, last_lines)
                 await self._give_up(worker_id, ended, error)
                 raise
             except asyncio.CancelledError:
                 self._workers.started(worker_id)
                 raise
+            self._crash_loops.started(hive_id, wanted.model)
             self._workers.started(worker_id)
             self._workers.ask_keep_alive(worker_id, wanted.keep_alive)
             return worker_id

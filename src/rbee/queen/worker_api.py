@@ -53,16 +53,16 @@ class WorkerApi:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unreachable(placement, error) from error
 
-    async def stop(self, placement: Placement, correlation_id: str) -> None:
-        """Stop a request within one token; a worker that is gone has stopped it already."""
+    async def stop(self, placement: Placement, correlation_id: str) -> bool:
+        """Stop a request within one token; tells whether the worker was reached."""
         try:
             url, headers = self._address(placement, correlation_id)
             path = f"/requests/{headers['x-request-id']}"
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
-            async with self._session.delete(url + path, headers=headers, timeout=timeout):
-                pass
+            async with self._session.delete(url + path, headers=headers, timeout=timeout) as answer:
+                return answer.status < 500
         except (RbeeError, aiohttp.ClientError, TimeoutError, OSError):
-            pass
+            return False
 
     @asynccontextmanager
     async def relay(

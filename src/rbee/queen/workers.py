@@ -17,18 +17,21 @@ from rbee.queen.worker_exits import WorkerExit, exit_event, read_exit
 
 # A hive may still speak of so many jobs that it was given commands for; of older ones the ends are long told.
 HANDED_MAX = 4096
+SUPERSEDED_MAX = 4096
 
 
 class Placement:
     """One attempt of one job on one worker, and what is heard of it.
 
     Attributes:
+        model: What the worker has loaded.
         closing: The fields of the attempt's `worker_inference`; fails when the worker is lost.
         heard_at: Loop time of the last token line, 0 before the first.
     """
 
-    def __init__(self, job_id: str, worker_id: str, hive_id: str, attempt: int) -> None:
+    def __init__(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> None:
         self.job_id = job_id
+        self.model = model
         self.worker_id = worker_id
         self.hive_id = hive_id
         self.attempt = attempt
@@ -58,12 +61,15 @@ class WorkerBook:
         self._on_gone = on_gone
         self._records: dict[str, WorkerRecord] = {}
         self._placements: dict[str, dict[str, Placement]] = {}
+        self._superseded: list[Placement] = []
+        self._strays: dict[tuple[str, str, int], None] = {}
         self._handed: dict[str, dict[str, None]] = {}
         self._starts: dict[str, _Start] = {}
         self._draining: set[str] = set()
         self._keep_alive_s: dict[str, float] = {}
         self._moved_at: dict[str, float] = {}
         self._freed = asyncio.Event()
+        self._moved = asyncio.Event()
         self._settling = asyncio.Lock()
 
     async def load(self) -> None:
@@ -104,9 +110,9 @@ class WorkerBook:
 
     # Slots
 
-    def place(self, job_id: str, worker_id: str, hive_id: str, attempt: int) -> Placement:
+    def place(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> Placement:
         """Let a worker speak of a job from now on."""
-        placement = Placement(job_id, worker_id, hive_id, attempt)
+        placement = Placement(job_id, worker_id, hive_id, attempt, model)
         self._placements.setdefault(worker_id, {})[job_id] = placement
         return placement
 
@@ -121,8 +127,36 @@ class WorkerBook:
             freed.set()
 
     def slots_used(self, worker_id: str) -> int:
-        """Return how many jobs are on a worker."""
-        return len(self._placements.get(worker_id, {}))
+        """Return how many jobs are on a worker, those counted that it may still be answering for nobody."""
+        old = sum(placement.worker_id == worker_id for placement in self._superseded)
+        return len(self._placements.get(worker_id, {})) + old
+
+    def supersede(self, placement: Placement) -> None:
+        """Take note of an attempt that was given up while its worker may still be at it."""
+        self._superseded.append(placement)
+        del self._superseded[:-SUPERSEDED_MAX]
+
+    def stray(self, worker_id: str, hive_id: str, line: SourceLine) -> None:
+        """Take note of an answer that nobody waits for, by the first refused line of it.
+
+        So a queen who was started again stops what she no longer knows of, too.
+        """
+        job_id, attempt = line.job_id or "", line.attempt or 0
+        stray = (worker_id, job_id, attempt)
+        if stray not in self._strays:
+            self._strays[stray] = None
+            if len(self._strays) > SUPERSEDED_MAX:
+                del self._strays[next(iter(self._strays))]
+            self.supersede(Placement(job_id, worker_id, hive_id, attempt))
+
+    def superseded(self) -> list[Placement]:
+        """Return the attempts whose requests are still to be stopped."""
+        return list(self._superseded)
+
+    def forget_superseded(self, placement: Placement) -> None:
+        """Take note that a request was stopped, or went with its worker."""
+        if placement in self._superseded:
+            self._superseded.remove(placement)
 
     def keep_alive_s(self, worker_id: str, default_s: float) -> float:
         """Return how long a worker may be idle: as its start or the last job on it asked, else the default."""
@@ -196,6 +230,16 @@ class WorkerBook:
     def moved(self, hive_id: str) -> None:
         """Take note that a hive's stream moved."""
         self._moved_at[hive_id] = asyncio.get_running_loop().time()
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def movement(self, timeout_s: float) -> None:
+        """Wait until the stream of a hive moves, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
 
     def moved_at(self, hive_id: str) -> float:
         """Return the loop time at which a hive's stream moved last, 0 before the first time."""
@@ -248,6 +292,7 @@ class WorkerBook:
         self._records.pop(worker_id, None)
         self._starts.pop(worker_id, None)
         self._draining.discard(worker_id)
+        self._superseded = [old for old in self._superseded if old.worker_id != worker_id]
         if start is not None and not start.ended.done():
             start.ended.set_result(ended)
         for placement in placements:

@@ -35,6 +35,8 @@ class TokenLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     tokens: int
     channel: Channel
+    prompt_tokens: int | None = None
+    finish_reason: str | None = None
     chunk: Raw | UnsetType = UNSET
 
 
@@ -56,6 +58,7 @@ class TokenWriter:
         self._dialect = dialect
         self._tally = tally
         self._timings = timings
+        self._told_prompt = False
 
     def write(self, data: bytes, chunk: Chunk) -> None:
         """Write the token line of one chunk.
@@ -90,9 +93,18 @@ class TokenWriter:
                 text=delta.text,
                 tokens=self._tally.completion_tokens or 0,
                 channel=delta.channel,
+                prompt_tokens=self._prompt_tokens_once(),
+                finish_reason=self._tally.finish_reason,
                 chunk=self._shown(data, chunk) if call.keep == "chunk" else UNSET,
             )
         )
+
+    def _prompt_tokens_once(self) -> int | None:
+        """Return the size of the prompt on the first line that can tell it: the closing line may never come."""
+        if self._told_prompt or self._tally.prompt_tokens is None:
+            return None
+        self._told_prompt = True
+        return self._tally.prompt_tokens
 
     def _shown(self, data: bytes, chunk: Chunk) -> Raw:
         """Return the engine's JSON without the timings that only we asked for; the last ones it always sends."""

@@ -99,8 +99,8 @@ def test_every_submittable_operation_has_a_name_of_its_own() -> None:
         (b'{"operation":"infer","prompt":"x","temperature":1e999}', "Number out of range", "temperature"),
         (b'{"operation":"infer","prompt":"x","temperature":NaN}', "The body is not JSON: ", None),
         (
-            b'{"operation":"infer","prompt":"x","attempts":2}',
-            "`attempts` above 1 is not supported yet",
+            b'{"operation":"infer","prompt":"x","attempts":0}',
+            "Expected `int` >= 1 - at `$.attempts`.",
             "attempts",
         ),
         (b'{"operation":"infer"}', "exactly one of `prompt` and `messages` is needed.", None),

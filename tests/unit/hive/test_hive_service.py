@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.requests import Request
 
 from rbee.contracts.home import Home
-from rbee.contracts.ids import new_boot_id
-from rbee.contracts.operations import HiveCheck, WorkerStop
+from rbee.contracts.ids import new_boot_id, new_id
+from rbee.contracts.operations import HiveCheck, WorkerSpawn, WorkerStop
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import UnavailableError
 from rbee.hive.app import submit
@@ -62,33 +63,90 @@ async def hive(tmp_path: Path, registry: JobRegistry) -> AsyncIterator[Hive]:
                 yield Hive(service, queen)
             finally:
                 await service.close()
-                await service.workers.close()
+                await service.deliveries.close()
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
                 outbox.close()
 
 
-async def test_commands_of_an_earlier_boot_end_as_hive_lost_however_many_there_are(
-    hive: Hive, registry: JobRegistry
-) -> None:
+async def test_commands_of_an_earlier_boot_go_on_however_many_there_are(hive: Hive, registry: JobRegistry) -> None:
     registry.queued_max = 1000
     left = [(await registry.create(HiveCheck(), correlation_id="c")).job_id for _ in range(501)]
     await registry.start(left[0], owner="an earlier boot")
 
     await hive.service.open()
+    await asyncio.gather(*(job.task for job in list(hive.service.runner.running.values()) if job.task))
 
-    counts = await registry.store.counts()
-    assert (counts["queued"], counts["running"], counts["failed"]) == (0, 0, 501)
-    assert (await registry.get(left[0])).reason is Reason.HIVE_LOST
+    assert (await registry.store.counts())["completed"] == 501
+    begun = await registry.get(left[0])
+    assert (begun.owner, begun.attempt) == (hive.service.boot_id, 1)
 
 
-async def test_what_was_said_about_a_command_is_at_the_queens_before_its_end(hive: Hive) -> None:
-    state = await hive.run(HiveCheck(lines=2), parent_job_id="job-of-the-queen")
+async def test_stop_of_a_worker_that_an_earlier_boot_had_begun_completes_once_it_is_gone(
+    hive: Hive, registry: JobRegistry
+) -> None:
+    operation = WorkerStop(worker_id=new_id("worker"))
+    job_id = (await registry.create(operation, correlation_id="c")).job_id
+    await registry.start(job_id, owner="an earlier boot")
 
-    own = hive.queen.taken[f"{hive.service.hive_id}/{hive.service.boot_id}"]
-    assert state is JobState.COMPLETED
-    assert own.count(b'"job_id":"job-of-the-queen"') == 3
-    assert own.count(b'"action":"hive_check"') == 2
+    await hive.service.open()
+    await asyncio.gather(*(job.task for job in list(hive.service.runner.running.values()) if job.task))
+
+    assert (await registry.get(job_id)).state is JobState.COMPLETED
+
+
+async def test_start_of_a_worker_that_is_gone_after_the_hive_was_away_fails_and_starts_no_second_one(
+    hive: Hive, registry: JobRegistry
+) -> None:
+    worker_id = new_id("worker")
+    operation = WorkerSpawn(model="smollm2:135m", worker_id=worker_id)
+    job_id = (await registry.create(operation, correlation_id="c")).job_id
+    await registry.start(job_id, owner="an earlier boot")
+    await registry.update(job_id, worker_id=worker_id)
+
+    await hive.service.open()
+    await asyncio.gather(*(job.task for job in list(hive.service.runner.running.values()) if job.task))
+
+    failed = await registry.get(job_id)
+    assert (failed.state, failed.reason) == (JobState.FAILED, Reason.WORKER_FAILED)
+    assert "ended while the hive was away" in (failed.message or "")
+
+
+async def test_cancelled_command_of_an_earlier_boot_ends_cancelled(hive: Hive, registry: JobRegistry) -> None:
+    job_id = (await registry.create(HiveCheck(), correlation_id="c")).job_id
+    await registry.start(job_id, owner="an earlier boot")
+    await registry.request_cancel(job_id)
+
+    await hive.service.open()
+    await asyncio.gather(*(job.task for job in list(hive.service.runner.running.values()) if job.task))
+
+    assert (await registry.get(job_id)).state is JobState.CANCELLED
+
+
+async def test_commands_that_a_stopped_hive_leaves_end_as_hive_lost(hive: Hive, registry: JobRegistry) -> None:
+    job_id = (await registry.create(HiveCheck(), correlation_id="c")).job_id
+
+    await hive.service.close()
+
+    assert (await registry.get(job_id)).reason is Reason.HIVE_LOST
+
+
+async def test_command_ends_with_how_far_the_hives_file_tells_of_it(hive: Hive, registry: JobRegistry) -> None:
+    record = await registry.create(HiveCheck(lines=2), correlation_id="c", parent_job_id="job-of-the-queen")
+    job = hive.service.runner.launch(record, HiveCheck(lines=2))
+    assert job.task is not None
+    await job.task
+
+    source = f"{hive.service.hive_id}/{hive.service.boot_id}"
+    page = await registry.read(record.job_id, 0)
+    closing = next(
+        event for event in map(msgspec.json.decode, page.events) if event.get("action") == "hive_complete"
+    )
+    size = closing["fields"]["sources"][source]
+    story = (hive.service.home.hive / hive.service.boot_id).read_bytes()[:size]
+    assert story.endswith(b"\n")
+    assert story.count(b'"job_id":"job-of-the-queen"') == 3
+    assert story.count(b'"action":"hive_check"') == 2
 
 
 async def test_command_does_not_wait_for_a_queen_that_is_away(hive: Hive) -> None:

@@ -21,12 +21,16 @@ from rbee.errors import (
     ModelInvalidError,
     NotFoundError,
     StartError,
+    StorageFullError,
     WorkerError,
 )
 from rbee.hive.catalog import LocalModel
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.outbox import Outbox
+from rbee.hive.returning import Returning
 from rbee.hive.settings import HiveSettings
-from rbee.hive.worker import WorkerWanted
+from rbee.hive.worker_file import new_worker_file
+from rbee.hive.worker_wanted import WorkerWanted
 from rbee.hive.workers import Workers
 from rbee.narration import FileSink
 from rbee.narration.emit import captured_narration
@@ -58,7 +62,12 @@ class Hive:
     def another(self, program: Path | None = None) -> Workers:
         """Return the workers of another start of the hive."""
         program = program or make_program(self.directory)
-        return Workers(self.home, self.settings, self.outbox, self._change, program=program)
+        self.deliveries = Deliveries(self.outbox)
+        return Workers(self.home, self.settings, self.outbox, self.deliveries, self._change, program=program)
+
+    async def find_again(self) -> None:
+        """Do what a hive does when it comes back."""
+        await Returning(self.home, self.workers, self.deliveries, stop_grace_s=5.0).find_again()
 
     def _change(self) -> None:
         self.changes += 1
@@ -96,7 +105,7 @@ async def hive_of(directory: Path, **settings: Any) -> AsyncIterator[Hive]:
                 yield hive
             finally:
                 await hive.workers.stop_all()
-                await hive.workers.close()
+                await hive.deliveries.close()
                 for pid, _ in find_marked("RBEE_HOME", str(hive.home.root)):
                     os.kill(pid, signal.SIGKILL)
                 running.cancel()
@@ -133,7 +142,7 @@ async def test_worker_gets_its_ids_and_a_token_and_no_secret_of_the_hives(
 
     line = hive.queen.taken[f"{worker.worker_id}/stdout"].splitlines()[0]
     env = msgspec.json.decode(line)["fields"]
-    assert env["RBEE_WORKER_TOKEN"] == worker.token
+    assert env["RBEE_WORKER_TOKEN"] == worker.file.token
     assert (env["RBEE_WORKER_ID"], env["RBEE_HIVE_ID"], env["JOB_ID"]) == (worker.worker_id, HIVE, "job-1")
     assert env["RBEE_HOME"] == str(hive.home.root)
     assert "RBEE_API_KEY" not in env
@@ -249,7 +258,7 @@ async def test_program_that_cannot_be_started_leaves_nothing(hive: Hive) -> None
         await workers.start(hive.wanted(READY), HIVE)
 
     assert list(hive.home.workers.iterdir()) == []
-    await workers.close()
+    await hive.deliveries.close()
 
 
 # Stopping
@@ -317,45 +326,159 @@ async def test_fault_while_watching_a_worker_is_not_swallowed(hive: Hive, monkey
 
     with pytest.raises(KeyError, match="a fault"):
         async with asyncio.timeout(5):
-            await asyncio.shield(hive.workers.failure)
+            await asyncio.shield(hive.deliveries.failure)
 
 
 # After a hive that died
 
 
-async def test_stray_of_a_dead_hive_is_stopped_its_words_delivered_and_its_end_told_as_unknown(hive: Hive) -> None:
-    strays = [hive.wanted("print('spoken')\n" + READY) for _ in range(2)]
-    for wanted in strays:
-        await hive.workers.start(wanted, HIVE)
+async def leave(hive: Hive) -> None:
+    """Let a hive go as its death does: its workers stay, what the queen has taken is given back."""
     assert await hive.outbox.flush(10)
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
-    await hive.workers.close()
+    await hive.deliveries.close()
+
+
+COUNTING = """
+ready()
+number = 0
+while True:
+    number += 1
+    print(f"line {number}", flush=True)
+    time.sleep(0.002)
+"""
+
+
+async def test_worker_of_a_dead_hive_is_adopted_and_nothing_it_says_is_lost_or_repeated(hive: Hive) -> None:
+    wanted = hive.wanted(COUNTING)
+    before = await hive.workers.start(wanted, HIVE)
+    source = f"{wanted.worker_id}/stdout"
+    await until(lambda: b"line 50\n" in hive.queen.taken.get(source, b""))
+    await leave(hive)
+
+    hive.workers = hive.another()
+    await hive.find_again()
+    [info] = hive.workers.infos()
+    await until(lambda: b"line 300\n" in hive.queen.taken[source])
+
+    assert (info.state, info.pid, info.token) == (
+        WorkerState.READY,
+        before.process.child.pid,
+        before.file.token,
+    )
+    assert info.url == "http://127.0.0.1:9"
+    assert "hive_adopt" in hive.sink.actions
+    lines = hive.queen.taken[source].splitlines()[1:]
+    assert lines == [f"line {number}".encode() for number in range(1, len(lines) + 1)]
+    await hive.workers.stop(wanted.worker_id)
+    assert [end["worker_id"] for end in hive.exits()] == [wanted.worker_id]
+    assert not is_alive(before.process.child.pid)
+
+
+async def test_worker_that_was_loading_when_its_hive_died_is_adopted_and_waited_for(hive: Hive) -> None:
+    gate = hive.directory / "gate"
+    wanted = hive.wanted(f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n" + READY)
+    starting = asyncio.ensure_future(hive.workers.start(wanted, HIVE))
+    await until(lambda: bool(hive.workers.infos()))
+    await leave(hive)
+
+    hive.workers = hive.another()
+    await hive.find_again()
+    waiting = asyncio.ensure_future(hive.workers.until_ready(wanted.worker_id))
+    gate.touch()
+
+    assert (await waiting).file.url == "http://127.0.0.1:9"
+    starting.cancel()
+
+
+async def test_worker_whose_number_was_not_written_down_yet_is_found_by_its_id(hive: Hive) -> None:
+    wanted = hive.wanted(READY)
+    worker = await hive.workers.start(wanted, HIVE)
+    new_worker_file(wanted, worker.file.token).write(hive.home.workers / wanted.worker_id)
+    await leave(hive)
+
+    hive.workers = hive.another()
+    await hive.find_again()
+
+    assert [info.pid for info in hive.workers.infos()] == [worker.process.child.pid]
+
+
+async def test_worker_that_was_never_started_leaves_nothing(hive: Hive) -> None:
+    wanted = hive.wanted(READY)
+    directory = hive.home.workers / wanted.worker_id
+    directory.mkdir()
+    new_worker_file(wanted, "token").write(directory)
+
+    await hive.find_again()
+
+    assert not directory.exists()
+    assert hive.exits() == []
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"no json", b'{"wanted":1}', None])
+async def test_worker_without_a_usable_file_is_stopped_its_words_delivered_and_its_end_told_as_unknown(
+    hive: Hive, spoilt: bytes | None
+) -> None:
+    wanted = hive.wanted("print('spoken')\n" + READY)
+    await hive.workers.start(wanted, HIVE)
+    await leave(hive)
+    path = hive.home.workers / wanted.worker_id / "worker.json"
+    path.unlink()
+    if spoilt is not None:
+        path.write_bytes(spoilt)
     hive.queen.taken.clear()
     hive.queen.cursors.clear()
 
     hive.workers = hive.another()
-    await hive.workers.clear_strays()
-    for wanted in strays:
-        assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
+    await hive.find_again()
     await until(lambda: list(hive.home.workers.iterdir()) == [])
 
-    told = {event["worker_id"]: event["fields"] for event in hive.exits()}
-    assert set(told) == {wanted.worker_id for wanted in strays}
-    for worker_id, fields in told.items():
-        assert fields["unknown"] is True
-        assert hive.queen.taken[f"{worker_id}/stdout"].startswith(b"spoken\n")
-        assert fields["sources"] == {
-            f"{worker_id}/{stream}": len(hive.queen.taken.get(f"{worker_id}/{stream}", b""))
-            for stream in ("stdout", "stderr")
-        }
+    assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
+    [end] = hive.exits()
+    assert end["fields"]["unknown"] is True
+    assert end["fields"]["sources"] == {
+        f"{wanted.worker_id}/{stream}": len(hive.queen.taken.get(f"{wanted.worker_id}/{stream}", b""))
+        for stream in ("stdout", "stderr")
+    }
+    assert hive.queen.taken[f"{wanted.worker_id}/stdout"].startswith(b"spoken\n")
+
+
+async def test_worker_that_ended_while_its_hive_was_away_is_not_started_again_and_told(hive: Hive) -> None:
+    wanted = hive.wanted(READY)
+    worker = await hive.workers.start(wanted, HIVE)
+    await leave(hive)
+    worker.process.child.send_signal(signal.SIGKILL)
+    await until(lambda: not is_alive(worker.process.child.pid))
+
+    hive.workers = hive.another()
+    await hive.find_again()
+
+    assert hive.workers.infos() == []
+    assert [end["worker_id"] for end in hive.exits()] == [wanted.worker_id]
+
+
+async def test_end_that_an_earlier_boot_knew_is_told_as_it_was(hive: Hive) -> None:
+    await hive.queen.stop()
+    wanted = hive.wanted("print('spoken')\nsys.exit(7)")
+    with pytest.raises(WorkerError):
+        await hive.workers.start(wanted, HIVE)
+    await hive.deliveries.close()
+    for source in list(hive.outbox._sources.values()):
+        hive.outbox.remove(source)
+
+    await hive.queen.start()
+    hive.workers = hive.another()
+    await hive.find_again()
+
+    assert [end["fields"].get("exit_code") for end in hive.exits()] == [7, 7]
 
 
 async def test_files_of_others_among_the_workers_are_left_alone(hive: Hive) -> None:
     (hive.home.workers / "notes.txt").write_text("mine")
     (hive.home.workers / "old").mkdir()
 
-    await hive.workers.clear_strays()
+    await hive.find_again()
 
     assert sorted(path.name for path in hive.home.workers.iterdir()) == ["notes.txt", "old"]
     assert hive.exits() == []
@@ -366,13 +489,13 @@ async def test_words_that_could_not_be_delivered_wait_for_the_next_start(hive: H
     wanted = hive.wanted("print('spoken')\nsys.exit(1)")
     with pytest.raises(WorkerError):
         await hive.workers.start(wanted, HIVE)
-    await hive.workers.close()
+    await hive.deliveries.close()
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
 
     await hive.queen.start()
     hive.workers = hive.another()
-    await hive.workers.clear_strays()
+    await hive.find_again()
     await until(lambda: list(hive.home.workers.iterdir()) == [])
 
     assert hive.queen.taken[f"{wanted.worker_id}/stdout"] == b"spoken\n"
@@ -384,7 +507,27 @@ async def test_file_of_an_earlier_boot_is_delivered_and_removed(hive: Hive) -> N
     sink.write(b"said before")
     os.close(sink.fd)
 
-    hive.workers.deliver_rest(path, [(f"{HIVE}/boot0", path)])
+    hive.deliveries.deliver_rest(path, [(f"{HIVE}/boot0", path)])
     await until(lambda: not path.exists())
 
     assert hive.queen.taken[f"{HIVE}/boot0"] == b"said before\n"
+
+
+async def test_worker_whose_files_cannot_be_carried_is_stopped_and_leaves_nothing(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = hive.wanted(READY)
+    add = hive.outbox.add
+
+    def used_up(name: str, path: Path) -> Any:
+        if name.endswith("/stderr"):
+            raise OSError(24, "Too many open files")
+        return add(name, path)
+
+    monkeypatch.setattr(hive.outbox, "add", used_up)
+    with pytest.raises(StorageFullError, match="Too many open files"):
+        await hive.workers.start(wanted, HIVE)
+
+    assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
+    assert list(hive.home.workers.iterdir()) == []
+    assert hive.workers.infos() == []

@@ -58,6 +58,7 @@ class ScriptedHive:
         stopped: The ids of the requests that were stopped.
         frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
         left: Set when the caller of a relayed answer has left.
+        facts: What the closing sentences of commands carry.
         answer_late_s: How long the next command's acceptance takes.
     """
 
@@ -79,8 +80,10 @@ class ScriptedHive:
         self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self.media = "text/event-stream"
         self.left = asyncio.Event()
+        self.facts: dict[str, Any] = {}
         self.answer_late_s = 0.0
         self._service = service
+        self.serving = AsyncExitStack()
         self._offsets: dict[str, int] = {}
         handlers: dict[type[Any], Any] = {
             WorkerSpawn: self._spawn,
@@ -103,7 +106,25 @@ class ScriptedHive:
             title="scripted hive",
         )
 
+    async def serve(self) -> None:
+        """Listen, at a new address."""
+        self.url = await self.serving.enter_async_context(served(self.app()))
+
     # As a hive
+
+    async def move(self) -> None:
+        """Be gone from where it listened, and come back elsewhere."""
+        await self.serving.aclose()
+        await self.serve()
+
+    async def forget(self) -> None:
+        """Come back at the same address with an empty registry."""
+        await self.runner.close()
+        port = int(self.url.rpartition(":")[2])
+        await self.serving.aclose()
+        self.registry = JobRegistry.open(None)
+        self.serving.push_async_callback(self.registry.close)
+        self.url = await self.serving.enter_async_context(served(self.app(), port))
 
     def beat(self, *, url: str | None = None) -> None:
         """Send a heartbeat."""
@@ -124,6 +145,10 @@ class ScriptedHive:
         data, offset = b"".join(lines), self._offsets.get(source, 0)
         self._offsets[source] = offset + len(data)
         await self._service.ingest.take(self.hive_id, stretch(source, offset, data))
+
+    def written(self, source: str) -> int:
+        """Return how many bytes of a file were brought."""
+        return self._offsets.get(source, 0)
 
     async def answer(self, worker_id: str, job_id: str, *texts: str, attempt: int = 1) -> None:
         """Have a worker narrate a whole answer."""
@@ -147,6 +172,7 @@ class ScriptedHive:
     async def _begin(self, job: RunningJob) -> None:
         await job.start()
         self.commands.append(job.operation)
+        job.facts.update(self.facts)
         await self.may_go_on.wait()
         if self.failure is not None:
             raise self.failure
@@ -208,7 +234,8 @@ class Queen:
         self._stack.push_async_callback(registry.close)
         hive = ScriptedHive(self.service, registry, free=free, models={MODEL: GIB} if models is None else models)
         self._stack.push_async_callback(hive.runner.close)
-        hive.url = await self._stack.enter_async_context(served(hive.app()))
+        self._stack.push_async_callback(hive.serving.aclose)
+        await hive.serve()
         return hive
 
     async def live_hive(self, **values: Any) -> ScriptedHive:
@@ -268,13 +295,13 @@ class Queen:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[str]:
+async def served(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
     """Serve an application as the programs do, and return where; leaving it breaks off what is open."""
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    sock = bind("127.0.0.1", 0, is_port_asked_for=True)
+    sock = bind("127.0.0.1", port, is_port_asked_for=True)
     protocol: Any = config.http_protocol_class
     server = await loop.create_server(
         lambda: protocol(config=config, server_state=state, app_state={}, _loop=loop), sock=sock

@@ -72,7 +72,7 @@ async def test_time_in_which_the_hive_was_silent_does_not_count_as_a_standstill(
 
 async def test_dead_worker_fails_its_job_with_how_it_ended(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
-    job_id, worker_id = await _asked(whole_queen, hive)
+    job_id, worker_id = await _asked(whole_queen, hive, attempts=1)
     said = token(job_id, text="half an ")
     ended = worker_exit(worker_id, {f"{worker_id}/stdout": len(said)}, exit_code=None, signal="SIGKILL")
 
@@ -91,7 +91,7 @@ async def test_worker_that_cannot_be_reached_fails_the_job_with_how_it_ended(who
     hive.url, dead = "http://127.0.0.1:1", hive.url
     worker_id = hive.has_worker()
     hive.beat(url=dead)
-    job_id = await whole_queen.infer()
+    job_id = await whole_queen.infer(attempts=1)
     await whole_queen.until_running(job_id)
 
     await hive.say(f"{hive.hive_id}/boot", worker_exit(worker_id, {}))
@@ -104,7 +104,7 @@ async def test_worker_of_which_nothing_is_heard_is_lost_after_the_time(tmp_path:
         hive = await queen.hive()
         hive.url = "http://127.0.0.1:1"
         hive.has_worker()
-        end = await queen.end(await queen.infer())
+        end = await queen.end(await queen.infer(attempts=1))
 
     assert (end["reason"], end["error"]["code"]) == ("worker_lost", "worker_lost")
 

@@ -294,7 +294,7 @@ async def test_job_whose_worker_was_taken_and_died_starts_another(tmp_path: Path
         hive.may_go_on.clear()
         owner = await queen.infer()
         await until(lambda: len(hive.commands) == 1)
-        urgent = await queen.infer(priority=5)
+        urgent = await queen.infer(priority=5, attempts=1)
         await until(lambda: urgent in _waiting(queen))
         hive.may_go_on.set()
         dying = await queen.until_running(urgent)

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from rbee.contracts.ids import new_boot_id
-from rbee.contracts.operations import HiveCheck, WorkerSpawn
+from rbee.contracts.operations import HiveCheck
 from rbee.contracts.states import JobState
 from rbee.errors import DownloadFailedError, ModelNotFoundError
-from rbee.queen import hive_api
+from rbee.queen import hive_api, patience
 from rbee.queen.hive_api import result_of
-from tests.unit.queen.queen_stage import narration, worker_exit
+from tests.unit.queen.queen_stage import narration
 from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 
@@ -54,32 +53,34 @@ async def test_hive_that_stays_away_fails_the_command_with_where_it_was_looked_f
     assert end["message"] == f"The hive {hive.hive_id} could not be reached for 0.2 s: Connection refused."
 
 
-async def test_hive_that_was_started_again_fails_its_commands_at_once(whole_queen: Queen) -> None:
+async def test_command_goes_on_across_a_restart_of_its_hive_at_another_address(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     hive.may_go_on.clear()
-    job_id = await whole_queen.submit(WorkerSpawn(model="smollm2:135m"))
+    job_id = await whole_queen.submit(HiveCheck())
     await until(lambda: len(hive.commands) == 1)
 
+    await hive.move()
     hive.boot_id = new_boot_id()
     hive.beat()
+    hive.may_go_on.set()
 
-    assert (await whole_queen.end(job_id))["reason"] == "hive_lost"
+    assert (await whole_queen.end(job_id))["state"] == "completed"
+    assert len(hive.commands) == 1
 
 
-async def test_end_of_a_worker_whose_hive_was_started_again_is_still_told(whole_queen: Queen) -> None:
+async def test_hive_that_forgot_its_commands_fails_them(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     hive.may_go_on.clear()
-    job_id = await whole_queen.infer()
+    job_id = await whole_queen.submit(HiveCheck())
     await until(lambda: len(hive.commands) == 1)
-    [record] = await whole_queen.registry.store.workers()
-    hive.boot_id = new_boot_id()
-    hive.beat()
-    await whole_queen.end(job_id)
 
-    await hive.say(f"{hive.hive_id}/boot2", worker_exit(record.worker_id, {}, exit_code=None, unknown=True))
+    await hive.forget()
 
-    assert await whole_queen.said(record.worker_id) == ["worker_exit"]
-    assert await whole_queen.registry.store.workers() == []
+    end = await whole_queen.end(job_id)
+    assert (end["reason"], end["message"]) == (
+        "hive_lost",
+        f"The hive {hive.hive_id} no longer knows what it was doing.",
+    )
 
 
 async def test_cancelled_command_is_cancelled_at_the_hive(whole_queen: Queen) -> None:
@@ -108,6 +109,35 @@ async def test_hives_words_about_a_command_go_to_its_job(whole_queen: Queen) -> 
     assert "hive_receive" in await whole_queen.said(job_id)
 
 
+async def test_job_ends_behind_the_story_that_its_hive_tells_of_it(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    source, line = f"{hive.hive_id}/boot", narration("hive_check")
+    hive.facts = {"sources": {source: len(line) + len(narration("hive_check", job_id="job-" + 26 * "0"))}}
+    job_id = await whole_queen.submit(HiveCheck())
+    await until(lambda: len(hive.commands) == 1 and not hive.runner.running)
+    await hive.say(source, line)
+    assert "end" not in await whole_queen.said(job_id)
+
+    await hive.say(source, narration("hive_check", job_id=job_id))
+    await whole_queen.end(job_id)
+
+    assert (await whole_queen.said(job_id))[-3:] == ["hive_check", "queen_complete", "end"]
+
+
+async def test_story_that_stays_out_is_told_as_a_gap(whole_queen: Queen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "UNMOVED_S", 0.05)
+    monkeypatch.setattr(patience, "LOOK_S", 0.01)
+    hive = await whole_queen.live_hive()
+    hive.facts = {"sources": {f"{hive.hive_id}/boot": 100}}
+
+    job_id = await whole_queen.submit(HiveCheck())
+    end = await whole_queen.end(job_id)
+
+    [gap] = [event for event in await whole_queen.log(job_id) if event["kind"] == "gap"]
+    assert end["state"] == "completed"
+    assert (gap["reason"], gap["source"], gap["lost_bytes"]) == ("late", f"{hive.hive_id}/boot", 100)
+
+
 async def test_failure_of_the_hive_is_the_jobs_failure(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     hive.failure = DownloadFailedError("The hub does not answer.", remedy="Wait.")
@@ -134,17 +164,3 @@ def test_result_of_a_failed_end_is_raised_as_what_it_was() -> None:
 def test_result_of_an_end_that_the_hive_cancelled_is_an_error() -> None:
     with pytest.raises(Exception, match="Cancelled by the caller"):
         result_of({"state": "cancelled", "reason": "user", "message": "Cancelled by the caller."})
-
-
-async def test_following_is_let_go_of_when_the_hive_was_started_again(whole_queen: Queen) -> None:
-    hive = await whole_queen.live_hive()
-    hive.may_go_on.clear()
-    job_id = await whole_queen.submit(HiveCheck())
-    await until(lambda: len(hive.commands) == 1)
-    hive.boot_id = new_boot_id()
-    hive.beat()
-    await whole_queen.end(job_id)
-    await until(lambda: not whole_queen.service.runner.running)
-
-    names = {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
-    assert "_end_of" not in names

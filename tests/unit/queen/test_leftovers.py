@@ -83,7 +83,7 @@ async def test_answer_whose_worker_ended_while_no_queen_acted_fails_with_how_it_
     async with queen_of(tmp_path, registry) as first:
         before = await first.live_hive()
         worker_id = before.has_worker()
-        job_id = await first.infer()
+        job_id = await first.infer(attempts=1)
         await until(lambda: len(before.asked) == 1)
     line = worker_exit(worker_id, {}, exit_code=7)
     await registry.append(job_id, [captured_event(line[:-1], source="x/exit", offset=0, observed_ts=1)])
@@ -98,7 +98,7 @@ async def test_answer_of_a_worker_that_its_hive_no_longer_has_fails(tmp_path: Pa
     async with queen_of(tmp_path, registry) as first:
         before = await first.live_hive()
         worker_id = before.has_worker()
-        job_id = await first.infer()
+        job_id = await first.infer(attempts=1)
         await until(lambda: len(before.asked) == 1)
 
     async with queen_of(tmp_path, JobRegistry(registry.store), hive_lost_s=1.0) as queen:
@@ -200,7 +200,7 @@ async def test_job_whose_request_was_erased_ends_queen_lost(tmp_path: Path, regi
 async def test_more_jobs_than_a_page_are_all_taken_up(
     tmp_path: Path, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rbee.queen.leftovers.PAGE", 2)
+    monkeypatch.setattr("rbee.jobs.store.PAGE", 2)
     async with queen_of(tmp_path, registry) as first:
         jobs = [await first.infer() for _ in range(5)]
 

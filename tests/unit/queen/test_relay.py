@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from rbee.errors import ContextExceededError, WorkerError
-from rbee.queen import answering
+from rbee.queen import answering, patience
 from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
@@ -20,7 +20,7 @@ CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "str
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
-    monkeypatch.setattr(answering, "CLOSING_S", 0.1)
+    monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
 
 
 @pytest.fixture
@@ -123,15 +123,40 @@ async def test_answer_that_is_no_stream_is_passed_on_whole(
     assert answer == {"object": "chat.completion"}
 
 
-async def test_answer_that_is_no_stream_and_breaks_off_is_an_error_status(
+async def test_call_whose_worker_dies_before_its_first_byte_is_answered_by_another(
     whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     hive.media = "application/json"
     hive.frames.put_nowait(b'{"object":')
     call = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
     await until(lambda: len(hive.asked) == 1)
+    dead = hive.workers.pop()
+    hive.beat()
     hive.frames.put_nowait(ConnectionError("the worker dies"))
-    await hive.say(f"{hive.hive_id}/boot", worker_exit(hive.workers[0].worker_id, {}))
+    await hive.say(f"{hive.hive_id}/boot", worker_exit(dead.worker_id, {}))
+    await until(lambda: len(hive.asked) == 2)
+    hive.frames.put_nowait(b'{"object":"chat.completion"}')
+    hive.frames.put_nowait(None)
+
+    async with await call as response:
+        assert (response.status, await response.json()) == (200, {"object": "chat.completion"})
+        job_id = response.headers["x-job-id"]
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, 2))
+    assert (await whole_queen.end(job_id))["result"]["attempts"] == 2
+
+
+async def test_call_whose_last_worker_dies_before_its_first_byte_is_an_error_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    hive.media = "application/json"
+    call = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
+    for attempt in (1, 2):
+        hive.frames.put_nowait(b'{"object":')
+        await until(lambda attempt=attempt: len(hive.asked) == attempt)  # type: ignore[misc]
+        dead = hive.workers.pop()
+        hive.beat()
+        hive.frames.put_nowait(ConnectionError("the worker dies"))
+        await hive.say(f"{hive.hive_id}/boot", worker_exit(dead.worker_id, {}))
 
     async with await call as response:
         assert response.status == 502

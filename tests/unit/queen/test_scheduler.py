@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from rbee.queen.scheduler import (
     HiveSpot,
+    Refuse,
     Start,
     Use,
     Wait,
     WorkerSpot,
+    can_take,
     memory_needed_bytes,
     place,
 )
@@ -32,6 +34,7 @@ def hive(
     free: int = 8 * GIB,
     sizes: dict[str, int] | None = None,
     starting: frozenset[str] = frozenset(),
+    refused: frozenset[str] = frozenset(),
 ) -> HiveSpot:
     return HiveSpot(
         hive_id=hive_id,
@@ -41,6 +44,7 @@ def hive(
         model_sizes=sizes if sizes is not None else {MODEL: GIB},
         starting=starting,
         workers=workers,
+        refused=refused,
     )
 
 
@@ -70,6 +74,7 @@ def inventories(draw: st.DrawFn) -> tuple[HiveSpot, ...]:
             free=draw(st.integers(0, 4 * GIB)),
             sizes=draw(st.dictionaries(MODELS, st.integers(0, 3 * GIB), max_size=2)),
             starting=draw(st.frozensets(MODELS, max_size=2)),
+            refused=draw(st.frozensets(MODELS, max_size=2)),
         )
         for index in range(draw(st.integers(0, 3)))
     )
@@ -79,7 +84,7 @@ def inventories(draw: st.DrawFn) -> tuple[HiveSpot, ...]:
 def test_place_chooses_only_live_hives_and_gives_a_reason(hives: tuple[HiveSpot, ...], model: str) -> None:
     decision = place(model, hives)
 
-    assert decision.why
+    assert isinstance(decision, Refuse) or decision.why
     if not isinstance(decision, Wait):
         assert decision.hive_id in {spot.hive_id for spot in hives if spot.is_live}
 
@@ -209,3 +214,29 @@ def test_model_that_fits_once_another_worker_goes_is_waited_for_without_end() ->
 
     assert isinstance(decision, Wait)
     assert not decision.needs_hive
+
+
+def test_place_starts_on_another_hive_what_one_refuses() -> None:
+    refusing = hive("h", refused=frozenset({MODEL}))
+
+    decision = place(MODEL, (refusing, hive("i", free=2 * GIB)))
+
+    assert isinstance(decision, Start)
+    assert decision.hive_id == "i"
+
+
+def test_place_refuses_what_every_hive_refuses() -> None:
+    assert place(MODEL, (hive("h", refused=frozenset({MODEL})),)) == Refuse("h")
+
+
+def test_place_uses_a_ready_worker_of_a_model_that_is_not_started_again() -> None:
+    assert isinstance(place(MODEL, (hive("h", worker(), refused=frozenset({MODEL})),)), Use)
+
+
+def test_job_can_go_only_where_another_hive_takes_it() -> None:
+    alone = (hive("h", worker()),)
+
+    assert not can_take(MODEL, alone, without="h")
+    assert not can_take(MODEL, (*alone, hive("i", live=False)), without="h")
+    assert can_take(MODEL, (*alone, hive("i")), without="h")
+    assert can_take(MODEL, (*alone, hive("i", worker(used=2))), without="h")

@@ -1,0 +1,45 @@
+"""What worker a hive is asked for, and the command line and environment that make it so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from rbee.hive.catalog import LocalModel
+
+
+class WorkerWanted(Struct, frozen=True, kw_only=True):
+    """What worker to start, and in whose name its start-up story is told."""
+
+    worker_id: str
+    model: LocalModel
+    slots: int
+    context_tokens: int
+    job_id: str | None
+    correlation_id: str | None
+    device: str | None = None
+
+
+def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
+    """Return the command line of a worker."""
+    return [
+        str(program),
+        "--model",
+        str(wanted.model.path),
+        "--alias",
+        wanted.model.ref,
+        "--port",
+        "0",
+        "--slots",
+        str(wanted.slots),
+        "--context-tokens",
+        str(wanted.context_tokens),
+        *(["--gpu-layers", "0"] if wanted.device == "cpu" else []),
+    ]
+
+
+def device_environment(device: str | None) -> dict[str, str]:
+    """Return the environment that shows a worker one GPU alone; nothing for `cpu` and for no wish."""
+    kind, _, number = (device or "").partition(":")
+    return {"CUDA_VISIBLE_DEVICES": number} if kind == "cuda" else {}
