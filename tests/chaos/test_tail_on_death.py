@@ -86,22 +86,27 @@ def _check_worker_log(log: list[dict[str, Any]], act: Act) -> None:
     assert {name: fields[name] for name in ENDINGS[act]} == ENDINGS[act], act
 
 
-async def test_chatter_and_forged_lines_leave_the_answer_as_it_is(tmp_path: Path) -> None:
-    """What is no event, and what claims another job, goes to the worker's log; the answer beside it is right."""
-    count = Count(first=500, acts={505: "chatter", 510: "forge", 515: "chatter", 520: "forge"})
-    path = model(tmp_path)
-    behave(path, Behaviour(rate=200))
-    async with counting_stack(tmp_path) as stack, stack.client() as client:
+async def test_chatter_and_forged_lines_leave_every_answer_as_it_is(tmp_path: Path) -> None:
+    """What is no event, and what claims another's job, goes to the worker's log; both answers are right."""
+    attacked = Count(first=10_000, rate=40)
+    path, other = model(tmp_path), model(tmp_path, "other")
+    async with counting_stack(tmp_path) as stack, stack.client() as client, asyncio.TaskGroup() as group:
+        reader = LogReader((await client.submit(infer(other, attacked, max_tokens=120))).job_id)
+        group.create_task(reader.follow(stack.url))
+        await stack.until(lambda: bool(reader.last_token))
+        acts: dict[int, Act] = {505: "chatter", 510: "forge", 515: "chatter", 520: "forge"}
+        count = Count(first=500, rate=200, acts=acts, claims=reader.job_id)
         job_id = (await client.submit(infer(path, count, max_tokens=50))).job_id
-        one = await told(client, job_id, count, max_tokens=50)
-        assert_all([one], [])
-        assert one.view.state == "completed"
-        assert not any(FORGED.encode() in event for event in one.log)
-        (worker,) = await client.workers()
-        await stack.keeper("workers", "stop", worker.worker_id)
-        log = await worker_log(client, worker.worker_id)
-    raw = [event["text"] for event in log if event["kind"] == "raw" and event["stream"] == "stderr"]
-    assert raw.count("plain chatter") == 2
+        ended = [await told(client, job_id, count, 50), await told(client, reader.job_id, attacked, 120)]
+        assert_all(ended, [reader])
+        assert [one.view.state for one in ended] == ["completed"] * 2
+        assert not any(FORGED.encode() in event for one in ended for event in one.log)
+        worker_id = next(worker.worker_id for worker in await client.workers() if worker.model == str(path))
+        await stack.keeper("workers", "stop", worker_id)
+        log = await worker_log(client, worker_id)
+    raw = [event["text"] for event in log if event["kind"] == "raw"]
+    assert [raw.count(text) for text in ("plain chatter", "data: [DONE]")] == [2, 2]
     assert sum(event["kind"] == "raw" and event.get("part") == 1 for event in log) == 2
-    assert "data: [DONE]" in [event["text"] for event in log if event["kind"] == "raw"]
-    assert not any(FORGED in str(event) for event in log if event["kind"] in {"token", "end"})
+    refused = [event["fields"] for event in log if event.get("action") == "queen_refuse_line"]
+    assert [fields["action"] for fields in refused] == [None, "queen_complete", "worker_inference"] * 2
+    assert FORGED not in str([event for event in log if event["kind"] != "raw"])
