@@ -427,5 +427,5 @@ async def test_runner_whose_jobs_nobody_knows_says_their_end_in_no_jobs_name(
 
     [closing] = [event for event in said.events if event["action"] == "hive_complete"]
     assert (closing.get("job_id"), closing["fields"]) == (None, {"hive_job_id": record.job_id})
-    kept = (await whole_log(registry, record.job_id))[-2]
+    kept = json.loads((await whole_log(registry, record.job_id))[-2])
     assert (kept["job_id"], kept.get("fields")) == (record.job_id, None)
