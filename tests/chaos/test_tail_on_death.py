@@ -14,7 +14,7 @@ import pytest
 from rbee.client import JobClient
 from rbee.processes import find_marked
 from rbee.testing.counting import Act, Behaviour, Count, behave
-from rbee.testing.counting.acts import EXIT_CODE, FORGED, TAIL_LINES
+from rbee.testing.counting.acts import EXIT_CODE, FORGED, TAIL_LINE_BYTES, TAIL_LINES
 from rbee.testing.oracles import assert_all
 from rbee.testing.reader import LogReader
 from tests.chaos.conftest import Size
@@ -73,7 +73,7 @@ async def _die(client: JobClient, path: Path, act: Act, count: Count) -> float:
     if act != "exception":  # it says goodbye, and that is what ends the job
         error = events[-1]["error"]
         assert {name: error[name] for name in ENDINGS[act]} == ENDINGS[act], act
-        assert error["last_lines"][-1] == f"tail {act} {TAIL_LINES - 1}"
+        assert error["last_lines"][-1].startswith(f"tail {act} {TAIL_LINES - 1} ")
         assert Counter(event.get("action") for event in events)["worker_exit"] == 1
     assert find_marked("RBEE_WORKER_ID", tokens[0]["worker_id"]) == [], f"{act} left something behind"
     return reader.arrived_s[reader.last_seq] - reader.arrived_s[tokens[-1]["seq"]]
@@ -81,7 +81,8 @@ async def _die(client: JobClient, path: Path, act: Act, count: Count) -> float:
 
 def _check_worker_log(log: list[dict[str, Any]], act: Act) -> None:
     tail = [event["text"] for event in log if event["kind"] == "raw" and event["text"].startswith("tail ")]
-    assert tail == [f"tail {act} {number}" for number in range(TAIL_LINES)]
+    assert [line.partition(" .")[0] for line in tail] == [f"tail {act} {number}" for number in range(TAIL_LINES)]
+    assert {len(line) for line in tail} == {TAIL_LINE_BYTES}
     fields = log[-1]["fields"]
     assert {name: fields[name] for name in ENDINGS[act]} == ENDINGS[act], act
 

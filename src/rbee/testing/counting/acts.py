@@ -16,6 +16,7 @@ from rbee.narration import FileSink
 from rbee.testing.counting.count import Act, Count
 
 TAIL_LINES = 50
+TAIL_LINE_BYTES = 4000
 EXIT_CODE = 7
 ORPHAN_S = 120
 FORGED = "a-false-word"
@@ -30,7 +31,8 @@ class Crash(BaseException):
 class Acts:
     """Knows at which token what is to be done.
 
-    What dies says `TAIL_LINES` lines on stderr first: `tail <act> <number>`.
+    What dies says `TAIL_LINES` lines on stderr first, `tail <act> <number>` and dots: more than one batch to the
+    queen holds.
     """
 
     def __init__(self) -> None:
@@ -103,7 +105,7 @@ def _forge(job_id: str, fd: int) -> None:
 
 def _die(act: Act) -> NoReturn:
     for number in range(TAIL_LINES):
-        os.write(2, f"tail {act} {number}\n".encode())
+        os.write(2, f"tail {act} {number} ".encode().ljust(TAIL_LINE_BYTES, b".") + b"\n")
     match act:
         case "orphan":
             sleep = f"import time; time.sleep({ORPHAN_S})"
