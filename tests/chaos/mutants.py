@@ -125,7 +125,7 @@ MUTANTS = (
         "processes/tree.py",
         "                self._send(entry.identity, signal.SIGCONT)  # a stopped process hears nothing else\n",
         "",
-        "test_stop_ladder.py",
+        "test_tail_on_death.py",
     ),
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from rbee.testing.counting.acts import EXIT_CODE, FORGED, TAIL_LINE_BYTES, TAIL_
 from rbee.testing.oracles import assert_all
 from rbee.testing.reader import LogReader
 from tests.chaos.conftest import Size
-from tests.chaos.counting_stack import counting_stack, infer, model, told, worker_log
+from tests.chaos.counting_stack import counting_stack, infer, model, pid_of_worker, told, worker_log
 
 ENDINGS: dict[Act, dict[str, Any]] = {
     "sigkill": {"signal": "SIGKILL"},
@@ -103,8 +105,12 @@ async def test_chatter_and_forged_lines_leave_every_answer_as_it_is(tmp_path: Pa
         assert [one.view.state for one in ended] == ["completed"] * 2
         assert not any(FORGED.encode() in event for one in ended for event in one.log)
         worker_id = next(worker.worker_id for worker in await client.workers() if worker.model == str(path))
+        pid = pid_of_worker(worker_id)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it has to hear that it is to end all the same
         await stack.keeper("workers", "stop", worker_id)
         log = await worker_log(client, worker_id)
+    assert log[-1]["fields"]["exit_code"] == 0
     raw = [event["text"] for event in log if event["kind"] == "raw"]
     assert [raw.count(text) for text in ("plain chatter", "data: [DONE]")] == [2, 2]
     assert sum(event["kind"] == "raw" and event.get("part") == 1 for event in log) == 2
