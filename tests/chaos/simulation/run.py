@@ -35,6 +35,18 @@ CALLS = (0, 0, 2, 5)
 REST_S = 30.0 + 10.0 + 5.0
 WORK_S = 30.0
 SETTLE_S = 3.0
+TELLING = (
+    "queen_continue",
+    "queen_resume",
+    "hive_adopt",
+    "hive_resume",
+    "hive_clear_stray",
+    "worker_exit",
+    "queen_stop_stuck",
+    "crash_loop",
+    "gap",
+    "claimed",
+)
 LOOK_S = 0.5
 
 
@@ -45,6 +57,8 @@ class Outcome(Struct, kw_only=True):
         faults: What did not hold; empty when all is well.
         digest: The same for two runs that did the same.
         rest_s: How long it took to come to rest once the faults had stopped, in virtual seconds.
+        made: The faults, by kind.
+        said: How often some things were narrated that only faults bring about.
     """
 
     seed: int
@@ -57,6 +71,7 @@ class Outcome(Struct, kw_only=True):
     cpu_s: float
     rest_s: float
     made: dict[str, int]
+    said: dict[str, int]
 
 
 class Simulation:
@@ -94,7 +109,7 @@ class Simulation:
         """Let everything happen."""
         chance = random.Random(f"{self.seed} plan")
         nemesis = Nemesis(self, random.Random(f"{self.seed} nemesis"))
-        self.cluster.temper.token_s = chance.choice((0.005, 0.03, 0.1))
+        self.cluster.temper.token_s = chance.choice((0.01, 0.05, 0.15, 0.3))
         self.cluster.start_queen()
         for machine in self.cluster.hive_machines:
             self.cluster.start_hive(machine)
@@ -161,9 +176,10 @@ def operation(chance: random.Random) -> Operation:
         return HiveCheck(lines=chance.randint(0, 5), timeout_s=timeout_s)
     return Infer(
         model=chance.choice(MODELS),
-        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 10, 20, 30))),
         max_tokens=chance.randint(1, 20) if chance.random() < 0.3 else None,
         timeout_s=timeout_s,
+        attempts=chance.choice((1, 2, 2, 2, 4)),
         priority=chance.choice((0, 0, 5)),
         store=chance.random() < 0.9,
         keep_alive=chance.choice((None, None, 1.0, 300.0)),
@@ -176,7 +192,7 @@ def call_plan(chance: random.Random, number: int, storm_s: float) -> CallPlan:
         number=number,
         at_s=chance.uniform(0, storm_s),
         model=chance.choice(MODELS),
-        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 10, 20, 30))),
         is_streamed=chance.random() < 0.7,
         leaves_after=chance.randint(1, 10) if chance.random() < 0.2 else None,
     )
@@ -258,8 +274,11 @@ def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], ho
     states = dict(
         connection.execute("SELECT state || ' ' || coalesce(reason, ''), count(*) FROM jobs GROUP BY 1 ORDER BY 1")
     )
+    said = dict.fromkeys(TELLING, 0)
     for log_id, last_seq, body in connection.execute("SELECT log_id, last_seq, body FROM log_rows"):
         simulation.network.trace.add(0.0, log_id, last_seq, body)
+        for word in TELLING:
+            said[word] += bytes(body).count(f'"{word}"'.encode())
     connection.close()
     return Outcome(
         seed=simulation.seed,
@@ -272,4 +291,5 @@ def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], ho
         cpu_s=0.0,
         rest_s=simulation.rest_s,
         made=made,
+        said=said,
     )
