@@ -24,7 +24,7 @@ from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
 from rbee.http import routes
 from rbee.jobs import JobRegistry
-from rbee.narration import FileSink, narrate
+from rbee.narration import narrate
 from rbee.narration.scope import Scope
 from rbee.processes import ExitStatus
 from rbee.queen.app import make_app as make_queen_app
@@ -39,6 +39,7 @@ from rbee.testing.virtual_process import Machine, Process, current, replaced
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.checked_store import CheckedStore
 from tests.chaos.simulation.computer import Computer, Running
+from tests.chaos.simulation.watching import WatchedSink
 from tests.chaos.simulation.worker import Temper, worker_program
 
 MODELS = ("smollm2:135m", "hf:sim/one:Q4_0", "hf:sim/two:Q4_0")
@@ -169,7 +170,8 @@ class Cluster:
         hive_id, boot_id = read_hive_id(home), new_boot_id()
         fd = open_narration_file(home, boot_id)
         process.on_death.append(lambda: os.close(fd))
-        process.sink, process.names = FileSink(fd), Scope(hive_id=hive_id)
+        process.sink = WatchedSink(fd, home.hive / boot_id, self.computers[machine].files)
+        process.names = Scope(hive_id=hive_id)
         registry = JobRegistry(open_store(process, self._database(home.root / "hive.db")))
         link = QueenLink(memory_session(self.network, process), QUEEN_URL, hive_id, None)
         outbox = Outbox(link)

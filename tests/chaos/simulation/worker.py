@@ -16,6 +16,7 @@ from rbee.worker.desk import Desk
 from rbee.worker.front import Front, front_app
 from tests.chaos.simulation.answers import CountingEngine
 from tests.chaos.simulation.computer import Computer, Running
+from tests.chaos.simulation.watching import WatchedSink
 
 DRAIN_S = 5.0
 LEASE_POLL_S = 1.0
@@ -46,7 +47,7 @@ async def worker_program(running: Running, computer: Computer, site: Site) -> No
     """Live a worker's life."""
     process, env = running.process, running.spec.env
     fd = os.open(running.spec.stdout, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    sink = FileSink(fd)
+    sink = WatchedSink(fd, running.spec.stdout, computer.files)
 
     def close() -> None:
         os.close(fd)
