@@ -22,7 +22,7 @@ from rbee.testing.virtual_process import Process, virtual_world
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.answers import prompt_of
 from tests.chaos.simulation.callers import Call, CallPlan, call
-from tests.chaos.simulation.cluster import MODELS, Cluster, machines_of, make_models
+from tests.chaos.simulation.cluster import DEFAULT, MODELS, SHORT, Cluster, machines_of, make_models
 from tests.chaos.simulation.computer import computers
 from tests.chaos.simulation.nemesis import Nemesis
 from tests.chaos.simulation.oracles import check
@@ -31,9 +31,8 @@ from tests.chaos.simulation.readers import Plan, Transcript, ask_for
 STORM_S = (4.0, 25.0)
 JOBS = (3, 14)
 CALLS = (0, 0, 2, 5)
-# The worker's lease, the grace of a stop, and what is left to be answered.
-REST_S = 30.0 + 10.0 + 5.0
-WORK_S = 30.0
+# What is left to be answered when the faults stop.
+WORK_S = 40.0
 SETTLE_S = 3.0
 TELLING = (
     "queen_continue",
@@ -80,7 +79,8 @@ class Simulation:
     def __init__(self, loop: VirtualLoop, seed: int, home: Path, grounds: Grounds) -> None:
         self.loop = loop
         self.seed = seed
-        self.cluster = Cluster(loop, seed, home, grounds.models, grounds.blank)
+        pace = random.Random(f"{seed} pace").choice((DEFAULT, SHORT, SHORT))
+        self.cluster = Cluster(loop, seed, home, grounds.models, grounds.blank, pace)
         self.network = self.cluster.network
         self.accepted: dict[str, Plan] = {}
         self.cancelled: set[str] = set()
@@ -129,8 +129,9 @@ class Simulation:
 
     async def _come_to_rest(self, asking: Sequence[asyncio.Future[None]]) -> None:
         began_s = self.loop.time()
-        until_s = began_s + REST_S + WORK_S
-        done, waiting = await asyncio.wait(asking, timeout=REST_S + WORK_S)
+        limit_s = self.cluster.pace.rest_s + WORK_S
+        until_s = began_s + limit_s
+        done, waiting = await asyncio.wait(asking, timeout=limit_s)
         for future in done:
             future.result()
         while (living := self._living()) and self.loop.time() < until_s:  # noqa: ASYNC110  # what is on disk
