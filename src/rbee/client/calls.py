@@ -8,7 +8,7 @@ import aiohttp
 from msgspec import Struct
 
 from rbee.client.answers import error_of, read_bounded, reason_of
-from rbee.client.contact import LOST, Contact
+from rbee.client.contact import LOST, NOBODY_THERE, Contact
 from rbee.client.place import Place
 from rbee.errors import UnavailableError
 
@@ -33,7 +33,7 @@ async def send(session: aiohttp.ClientSession, place: Place, call: Call, timeout
     """
     try:
         return await _send_to(session, place.url, call, timeout)
-    except aiohttp.ClientConnectorError:
+    except NOBODY_THERE:
         if not place.look_again():
             raise
     return await _send_to(session, place.url, call, timeout)

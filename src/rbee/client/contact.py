@@ -22,6 +22,9 @@ BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, OSError)
 """What it fails with when the connection broke, or cannot be made."""
 
+NOBODY_THERE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""What it fails with when nobody could be connected to."""
+
 
 class Contact:
     """What one reader or caller knows of its server being there.
@@ -36,12 +39,13 @@ class Contact:
         self.failures = 0
         self._on_contact = on_contact
         self._told_away = False
-        self._heard_at = time.monotonic()
+        self._away_since: float | None = None
 
-    def heard(self) -> None:
-        """Note a sign of life."""
-        self._heard_at = time.monotonic()
-        self.failures = 0
+    def heard(self, *, is_progress: bool = True) -> None:
+        """Note a sign of life; where it brought nothing new, the waits do not begin to grow anew."""
+        self._away_since = None
+        if is_progress:
+            self.failures = 0
         if self._told_away:
             self._told_away = False
             if self._on_contact is not None:
@@ -50,14 +54,20 @@ class Contact:
     async def wait(self, why: str, *, asked_s: float | None = None) -> bool:
         """Wait before asking again; tell of the second failure in a row. False at once when it took too long.
 
+        The time runs from the first failure on: one who was busy, or stopped, since the last sign of life is not
+        told that the server was silent.
+
         Args:
             why: What went wrong, in a few words.
             asked_s: How long the server asked to be left alone.
         """
-        left_s = self._heard_at + self.give_up_s - time.monotonic()
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+        left_s = self._away_since + self.give_up_s - now
         if left_s <= 0:
             return False
-        if self.failures == 1 and not self._told_away:
+        if self.failures >= 1 and not self._told_away:
             self._told_away = True
             if self._on_contact is not None:
                 self._on_contact(False, why)

@@ -10,12 +10,13 @@ import aiohttp
 import msgspec
 
 from rbee.client.answers import error_of, reason_of
-from rbee.client.contact import BROKEN, GIVE_UP_S, Contact, OnContact
+from rbee.client.contact import BROKEN, GIVE_UP_S, NOBODY_THERE, Contact, OnContact
 from rbee.client.sse import SseEvent, SseParser
 from rbee.errors import InternalError, RbeeError, UnavailableError
 
 IDLE_S = 30.0
 CONNECT_S = 10.0
+SEQ_DIGITS_MAX = 18
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -57,6 +58,7 @@ class LogFollower:
         self._contact = Contact(give_up_s=give_up_s, on_contact=on_contact)
         self._find_url = find_url
         self._said_bye = False
+        self._begun_at = after
         self._parser = SseParser()
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -71,7 +73,7 @@ class LogFollower:
         """
         self._contact.heard()
         while True:
-            why = "the stream ended"
+            why, asked_s = "the stream ended", None
             try:
                 async with self._connect() as response:
                     if response.status == 204:
@@ -91,20 +93,21 @@ class LogFollower:
             except RbeeError as error:
                 if not error.retryable:
                     raise
-                why = error.message
-            await self._wait(why)
+                why, asked_s = error.message, error.retry_after_s
+            await self._wait(why, asked_s)
 
     def _connect(self) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self._parser = SseParser()
         self._said_bye = False
+        self._begun_at = self.last_seq
         headers = self._headers | {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         if self.last_seq:
             headers["Last-Event-ID"] = str(self.last_seq)
-        return self._session.get(self._url, headers=headers, timeout=self._timeout)
+        return self._session.get(self._url, headers=headers, timeout=self._timeout, allow_redirects=False)
 
     def _events_in(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         """Yield the new events that a chunk completes, one at a time, so that `last_seq` is never ahead."""
-        self._contact.heard()
+        self._contact.heard(is_progress=False)
         for event in self._parser.feed(chunk):
             if event.event == "bye":
                 self._said_bye = True
@@ -115,7 +118,7 @@ class LogFollower:
 
     def _take(self, event: SseEvent) -> dict[str, Any] | None:
         """Check the event's number and decode it; None when it was seen before."""
-        if not event.id.isascii() or not event.id.isdecimal():
+        if not event.id.isascii() or not event.id.isdecimal() or len(event.id) > SEQ_DIGITS_MAX:
             raise InternalError(f"The stream {self._url} sent an event without a number.")
         seq = int(event.id)
         if seq <= self.last_seq:
@@ -126,7 +129,7 @@ class LogFollower:
             )
         try:
             decoded = _decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InternalError(f"Event {seq} of {self._url} cannot be read: {error}.") from None
         self._any_first = False
         self.last_seq = seq
@@ -134,12 +137,15 @@ class LogFollower:
 
     def _look_again(self, error: BaseException) -> None:
         """Where nobody listens any more, look for where the stream is now."""
-        if isinstance(error, aiohttp.ClientConnectorError) and self._find_url is not None:
+        if isinstance(error, NOBODY_THERE) and self._find_url is not None:
             self._url = self._find_url()
 
-    async def _wait(self, why: str) -> None:
-        """Wait before the next connection."""
-        asked_s = None if self._parser.retry_ms is None else self._parser.retry_ms / 1000
+    async def _wait(self, why: str, asked_s: float | None) -> None:
+        """Wait before the next connection, at least as long as the server asked."""
+        if self.last_seq > self._begun_at:
+            self._contact.failures = 0
+        if self._parser.retry_ms is not None:
+            asked_s = self._parser.retry_ms / 1000
         if not await self._contact.wait(why, asked_s=asked_s):
             raise UnavailableError(
                 f"Nothing was heard from {self._url} for {self._contact.give_up_s:g} s: {why}.",

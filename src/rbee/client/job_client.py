@@ -214,7 +214,7 @@ class JobClient:
             raise unreachable(self.base_url, error) from error
         try:
             return msgspec.json.decode(answer, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InternalError(
                 f"{self.base_url}{path} answered something else than was expected: {error}."
             ) from None

@@ -4,19 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from rbee.errors import InternalError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 CLOSE_S = 5.0
 
 _CLOSED = "The client was closed."
+_ANOTHER = "Make another client there."
+
+
+class _WorkThere(Generic[T]):
+    """Work that one thread asks for and the loop of another does.
+
+    Attributes:
+        outcome: What came of it; cancelling it cancels the work.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._make = make
+
+    def begin(self) -> None:
+        """Begin, in the loop's thread, unless it was cancelled already."""
+        if self.outcome.cancelled():
+            return
+        try:
+            work = self._make()
+        except Exception as error:  # noqa: BLE001  # whoever waits hears of it
+            self.outcome.set_exception(error)
+            return
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        task.add_done_callback(self._take_over)
+        self.outcome.add_done_callback(lambda outcome: self._stop(outcome.cancelled(), loop, task))
+
+    @staticmethod
+    def _stop(is_cancelled: bool, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        if is_cancelled:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and all its work with it
+                loop.call_soon_threadsafe(task.cancel)
+
+    def _take_over(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.outcome.cancel()
+        if not self.outcome.set_running_or_notify_cancel():
+            return
+        error = task.exception()
+        if error is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
 
 
 class LoopThread:
@@ -40,48 +86,48 @@ class LoopThread:
         self._thread.start()
         self._is_open.result()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop and return its result; a wait that is interrupted cancels it.
+    def run(self, work: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a coroutine function in the loop and return its result; a wait that is interrupted cancels it.
+
+        The coroutine is made in the loop, so that an interrupt at any moment leaves none that nobody awaits.
 
         Raises:
             InternalError: The loop is closed, or was before the end; or this is no thread to wait for it.
         """
-        future = self._begun(work)
+        if self._is_forked:  # the lock may be held for ever there
+            why = "A client is of no use in a forked process: its connections are the parent's."
+            raise InternalError(why, remedy=_ANOTHER)
+        if self._is_own_thread:
+            why = "A client cannot wait for itself: it was called from one of its own callbacks."
+            raise InternalError(why, remedy=_ANOTHER)
+        work_there = _WorkThere(lambda: work(*args, **kwargs))
         try:
-            return future.result()
+            if not self._begin(work_there):
+                raise InternalError(_CLOSED, remedy=_ANOTHER)
+            return work_there.outcome.result()
         except concurrent.futures.CancelledError:
             raise InternalError(_CLOSED, remedy="Close a client when nobody uses it any more.") from None
         except BaseException:
-            future.cancel()
+            work_there.outcome.cancel()
             raise
 
-    def _begun(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._is_forked:  # the lock may be held for ever there
-            why = "A client is of no use in a forked process: its connections are the parent's."
-        elif self._is_own_thread:
-            why = "A client cannot wait for itself: it was called from one of its own callbacks."
-        else:
-            with self._lock:
-                if not self._is_closed:
-                    return asyncio.run_coroutine_threadsafe(work, self._loop)
-            why = _CLOSED
-        work.close()
-        raise InternalError(why, remedy="Make another client there.")
+    def _begin(self, work_there: _WorkThere[Any]) -> bool:
+        """Hand work to the loop; false when it is closed."""
+        with self._lock:
+            if not self._is_closed:
+                self._loop.call_soon_threadsafe(work_there.begin)
+            return not self._is_closed
 
-    def finish(self, work: Coroutine[Any, Any, object]) -> None:
+    def finish(self, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Run what ends something: waited for, but not for long, and dropped where the loop has ended it already.
 
         May be called from anywhere, the garbage collector included.
         """
-        future = None
-        if not self._is_forked:
-            with self._lock:
-                if not self._is_closed:
-                    future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        if future is None:
-            work.close()
-        elif not self._is_own_thread:
-            concurrent.futures.wait([future], CLOSE_S)
+        if self._is_forked:
+            return
+        work_there = _WorkThere(work)
+        if self._begin(work_there) and not self._is_own_thread:
+            concurrent.futures.wait([work_there.outcome], CLOSE_S)
 
     @property
     def _is_forked(self) -> bool:

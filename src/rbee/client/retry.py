@@ -23,9 +23,9 @@ def backoff_s(attempt: int, *, jitter: float, base_s: float = BASE_S, cap_s: flo
 def reconnect_s(attempt: int, *, asked_s: float | None, jitter: float) -> float:
     """Return the seconds to wait before connecting again to a stream that broke off.
 
-    What the server asked for (`retry:`) is kept to for the first attempt, up to the cap; after that the
-    back-off decides, so that a server that is gone is not asked ever faster than it can start.
+    What the server asked for (`retry:`, `Retry-After`) is the least, up to the cap; the back-off makes it longer
+    where that was tried before, so that a server that is gone is not asked ever faster than it can start, and one
+    that asks to be asked at once is not asked without a pause.
     """
-    if attempt == 0 and asked_s is not None:
-        return min(asked_s, CAP_S)
-    return backoff_s(attempt, jitter=jitter)
+    own_s = backoff_s(attempt, jitter=jitter)
+    return own_s if asked_s is None else max(own_s, min(asked_s, CAP_S))

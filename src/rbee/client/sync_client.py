@@ -88,39 +88,39 @@ class SyncJobClient:
 
     def submit(self, operation: Operation | Mapping[str, Any], *, idempotency_key: str | None = None) -> Accepted:
         """Submit a job; see `JobClient.submit`."""
-        return self._loop.run(self._client.submit(operation, idempotency_key=idempotency_key))
+        return self._loop.run(self._client.submit, operation, idempotency_key=idempotency_key)
 
     def job(self, job_id: str) -> JobView:
         """Return one job."""
-        return self._loop.run(self._client.job(job_id))
+        return self._loop.run(self._client.job, job_id)
 
     def jobs(self, **filters: str | int | None) -> Page[JobView]:
         """Return one page of jobs; filters are `state operation model … limit cursor`."""
-        return self._loop.run(self._client.jobs(**filters))
+        return self._loop.run(self._client.jobs, **filters)
 
     def cancel(self, job_id: str) -> JobView:
         """Ask for a job's cancellation; its end follows in its log."""
-        return self._loop.run(self._client.cancel(job_id))
+        return self._loop.run(self._client.cancel, job_id)
 
     def hives(self) -> list[HiveView]:
         """Return the hives the queen knows."""
-        return self._loop.run(self._client.hives())
+        return self._loop.run(self._client.hives)
 
     def workers(self) -> list[WorkerView]:
         """Return the workers of all hives."""
-        return self._loop.run(self._client.workers())
+        return self._loop.run(self._client.workers)
 
     def status(self) -> Status:
         """Return the queen at a glance."""
-        return self._loop.run(self._client.status())
+        return self._loop.run(self._client.status)
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models that can be asked for, in OpenAI's form."""
-        return self._loop.run(self._client.models())
+        return self._loop.run(self._client.models)
 
     def get_json(self, path: str, kind: type[T]) -> T:
         """Read `path` as a `kind`; see `JobClient.get_json`."""
-        return self._loop.run(self._client.get_json(path, kind))
+        return self._loop.run(self._client.get_json, path, kind)
 
     def follow(self, job_id: str, *, after: int = 0) -> Events:
         """Yield a job's events from number `after + 1` to its end, across reconnects.
@@ -140,9 +140,9 @@ class SyncJobClient:
         async def begin() -> ReadAhead:
             return ReadAhead(follow())
 
-        reading = self._loop.run(begin())
+        reading = self._loop.run(begin)
         try:
-            while batch := self._loop.run(reading.take()):
+            while batch := self._loop.run(reading.take):
                 yield from batch
         finally:
-            self._loop.finish(reading.close())
+            self._loop.finish(reading.close)

@@ -18,6 +18,7 @@ from rbee.errors import UnavailableError
 T = TypeVar("T")
 
 TIMEOUT_S = 10.0
+HEARTBEAT_TIMEOUT_S = 4.0  # so that three connections in a row may be dead before the hive counts as lost
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 
@@ -37,7 +38,9 @@ class QueenLink:
         Raises:
             RbeeError: What the queen refused it with; UnavailableError when she cannot be reached.
         """
-        return await self._post("/heartbeat", encode_json(beat), "application/json", HeartbeatAnswer)
+        return await self._post(
+            "/heartbeat", encode_json(beat), "application/json", HeartbeatAnswer, HEARTBEAT_TIMEOUT_S
+        )
 
     async def events(self, parts: Sequence[bytes]) -> dict[str, int]:
         """Send a batch; returns the cursors, the acknowledgement.
@@ -45,11 +48,12 @@ class QueenLink:
         Raises:
             RbeeError: As for `heartbeat`.
         """
-        return (await self._post("/events", b"".join(parts), "application/x-ndjson", Cursors)).cursors
+        body = b"".join(parts)
+        return (await self._post("/events", body, "application/x-ndjson", Cursors, TIMEOUT_S)).cursors
 
-    async def _post(self, path: str, body: bytes, media: str, kind: type[T]) -> T:
+    async def _post(self, path: str, body: bytes, media: str, kind: type[T], timeout_s: float) -> T:
         headers = {**self._headers, "content-type": media}
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(
                 self._base + path, data=io.BytesIO(body), headers=headers, timeout=timeout, allow_redirects=False

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -282,3 +284,59 @@ def test_forked_process_is_refused_and_its_parent_goes_on() -> None:
         out, err = process.communicate(timeout=WAIT_S)
     assert err == ""
     assert out == "1\nA client is of no use in a forked process: its connections are the parent's.\n7 2\n"
+
+
+STORM = """
+import signal, sys
+from rbee.client import SyncJobClient
+is_armed = False
+
+def interrupt(number, stack):
+    global is_armed
+    if is_armed:
+        is_armed = False
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+client = SyncJobClient(sys.argv[1])
+interrupts = 0
+print("ready", flush=True)
+while interrupts < 150:
+    try:
+        is_armed = True
+        while True:
+            client.job("job-1")
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print(client.job("job-1").job_id)
+"""
+
+
+def test_client_goes_on_after_interrupts_at_any_moment() -> None:
+    """None leaves a coroutine that nobody awaits, or a thread that waits for ever."""
+    with queen_in_a_thread(answer(200, JOB)) as queen:
+        process = start(STORM, queen.url)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        dice = random.Random(1)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(dice.uniform(0.0, 0.01))  # any moment
+        out, err = process.communicate(timeout=WAIT_S)
+    assert (out, process.returncode) == ("job-1\n", 0)
+    assert "never awaited" not in err
+
+
+def test_threads_share_a_client_whose_connections_break() -> None:
+    """Each goes on where its own log was cut."""
+    frames = [frame(seq) for seq in range(1, 40)] + [frame(40, "end", state="completed")]
+
+    async def part(request: web.Request) -> web.StreamResponse:
+        after = int(request.headers.get("Last-Event-ID", 0))
+        return await stream(b"retry: 1\n\n", *frames[after : after + 13], cut=after + 13 < 40)(request)
+
+    with queen_in_a_thread(part) as queen, SyncJobClient(queen.url) as client, ThreadPoolExecutor(16) as pool:
+        logs = list(pool.map(lambda n: [event["seq"] for event in client.follow(f"job-{n}")], range(32)))
+    assert logs == [list(range(1, 41))] * 32
+    assert len(queen.requests) >= 32 * 4
