@@ -54,8 +54,7 @@ async def worker_program(running: Running, computer: Computer, site: Site) -> No
         sink.fd = -1
 
     process.on_death.append(close)
-    process.sink = sink
-    process.names = Scope(worker_id=env["RBEE_WORKER_ID"])
+    process.speak(sink, Scope(worker_id=env["RBEE_WORKER_ID"]))
     process.spawn(_watch_lease(running, computer))
     with scope(job_id=env.get("JOB_ID"), correlation_id=env.get("CORRELATION_ID")):
         narrate("worker_startup", "Starting a worker.", pid=running.pid)
