@@ -80,13 +80,16 @@ def report(outcomes: list[Outcome], figure: Callable[[str, object], None]) -> No
     """Add a run's figures to the table."""
     made: Counter[str] = Counter()
     states: Counter[str] = Counter()
+    said: Counter[str] = Counter()
     for outcome in outcomes:
         made.update(outcome.made)
         states.update(outcome.states)
+        said.update(outcome.said)
     rests = sorted(outcome.rest_s for outcome in outcomes)
     figure("seeds", len(outcomes))
     figure("jobs", ", ".join(f"{count} {state.strip()}" for state, count in states.most_common()))
     figure("faults made", ", ".join(f"{count} {kind}" for kind, count in made.most_common()))
+    figure("told in the logs", ", ".join(f"{count} {word}" for word, count in said.most_common()))
     figure("steps", sum(outcome.steps for outcome in outcomes))
     figure("virtual time", f"{sum(outcome.virtual_s for outcome in outcomes) / 3600:.1f} h")
     figure("at rest, p50 and max", f"{rests[len(rests) // 2]:.1f} s, {rests[-1]:.1f} s of virtual time")

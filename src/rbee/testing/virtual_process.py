@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from rbee.jobs.registry import JobRegistry
+from rbee.narration.emit import _Speaker
 from rbee.narration.scope import Scope
 from rbee.narration.sinks import Sink
 from rbee.queen.hives import HiveBook
@@ -21,6 +22,14 @@ from rbee.testing.virtual_clock import OWNER, VirtualLoop
 from rbee.worker.tally import Tally
 
 EPOCH_S = 1_800_000_000.0
+
+
+class _Nowhere:
+    def write(self, line: bytes) -> None:
+        """Drop it."""
+
+
+_NOBODY = _Speaker("nobody", _Nowhere(), Scope())
 
 
 class Machine:
@@ -39,7 +48,7 @@ class Process:
     Attributes:
         is_alive: It was not killed.
         chance: Its random numbers; no other process draws from them.
-        actor: Who narrates in it, and where to.
+        speaker: Who narrates in it, and where to.
         on_death: Done when it ends: the kernel closes what it had open.
     """
 
@@ -50,15 +59,17 @@ class Process:
         self.machine = machine
         self.is_alive = True
         self.chance = random.Random(f"{seed} {name}")
-        self.actor = actor
-        self.sink: Sink = _Nowhere()
-        self.names = Scope()
+        self.speaker = _Speaker(actor, _Nowhere(), Scope())
         self.on_death: list[Callable[[], None]] = []
         self._steps_left: int | None = None
         self._held: list[asyncio.Handle] | None = None
         self._graveyard: list[object] = []
         self._context = contextvars.Context()
         self._context.run(OWNER.set, self)
+
+    def speak(self, sink: Sink, names: Scope) -> None:
+        """Say where it narrates to, and in whose name."""
+        self.speaker = _Speaker(self.speaker.actor, sink, names)
 
     def context(self) -> contextvars.Context:
         """Return a context of its own for one task of this process."""
@@ -121,11 +132,6 @@ class Process:
         return EPOCH_S + self.loop.time() + self.machine.clock_off_s
 
 
-class _Nowhere:
-    def write(self, line: bytes) -> None:
-        """Drop it."""
-
-
 def current() -> Process | None:
     """Return the process that this code runs in; None for the simulation itself."""
     owner = OWNER.get()
@@ -180,19 +186,9 @@ class _Voice:
     """Stands in for who speaks in this process: whichever simulated one it is."""
 
     @property
-    def actor(self) -> str:
+    def speaker(self) -> _Speaker:
         process = current()
-        return "process" if process is None else process.actor
-
-    @property
-    def sink(self) -> Sink:
-        process = current()
-        return _Nowhere() if process is None or not process.is_alive else process.sink
-
-    @property
-    def names(self) -> Scope:
-        process = current()
-        return Scope() if process is None else process.names
+        return _NOBODY if process is None or not process.is_alive else process.speaker
 
 
 _CLOCKED: tuple[Callable[..., Any], ...] = (HiveBook.__init__, Tally.__init__, JobRegistry.__init__)
@@ -208,6 +204,8 @@ def virtual_world(loop: VirtualLoop, seed: object) -> Iterator[None]:
             for name in _ASKED:
                 if isinstance(getattr(module, name, None), ModuleType):
                     stack.enter_context(replaced(module, name, world))
+            if getattr(module, "time_ns", None) is time.time_ns:
+                stack.enter_context(replaced(module, "time_ns", world.time_ns))
         stack.enter_context(replaced(sys.modules["rbee.contracts.ids"], "os", world))
         stack.enter_context(replaced(sys.modules["rbee.narration.emit"], "_Process", _Voice()))
         for function in _CLOCKED:

@@ -31,7 +31,8 @@ def show(outcome: Outcome) -> None:
     """Print one line, and one for each thing that did not hold."""
     print(
         f"{outcome.seed} {outcome.digest} jobs {outcome.jobs} virtual {outcome.virtual_s:.0f} s, "
-        f"rest {outcome.rest_s:.1f} s, cpu {outcome.cpu_s:.2f} s {outcome.states} {outcome.made}",
+        f"rest {outcome.rest_s:.1f} s, cpu {outcome.cpu_s:.2f} s {outcome.states} {outcome.made} "
+        f"{ {word: count for word, count in outcome.said.items() if count} }",
         flush=True,
     )
     for fault in outcome.faults:

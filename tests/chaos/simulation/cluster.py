@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from rbee.contracts.heartbeats import DeviceInfo, MachineInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.models import KNOWN_MODELS, parse_model_ref
+from rbee.hive import outbox as outbox_module
 from rbee.hive import service as hive_service
 from rbee.hive.app import make_app as make_hive_app
 from rbee.hive.catalog import directory_name
@@ -24,7 +26,7 @@ from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
 from rbee.http import routes
 from rbee.jobs import JobRegistry
-from rbee.narration import FileSink, narrate
+from rbee.narration import narrate
 from rbee.narration.scope import Scope
 from rbee.processes import ExitStatus
 from rbee.queen.app import make_app as make_queen_app
@@ -39,6 +41,7 @@ from rbee.testing.virtual_process import Machine, Process, current, replaced
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.checked_store import CheckedStore
 from tests.chaos.simulation.computer import Computer, Running
+from tests.chaos.simulation.watching import WatchedSink
 from tests.chaos.simulation.worker import Temper, worker_program
 
 MODELS = ("smollm2:135m", "hf:sim/one:Q4_0", "hf:sim/two:Q4_0")
@@ -68,6 +71,31 @@ def make_models(directory: Path) -> Path:
     return directory
 
 
+class Pace(Struct, frozen=True):
+    """How long things are waited for: as by default, or short, so that more of it happens in a run.
+
+    Attributes:
+        source_bytes_max: How much of one file a batch may hold.
+    """
+
+    stale_s: float = 3.0
+    lost_s: float = 15.0
+    timeout_s: float = 45.0
+    stall_s: float = 30.0
+    grace_s: float = 10.0
+    lease_s: float = 30.0
+    source_bytes_max: int = outbox_module.SOURCE_BYTES_MAX
+
+    @property
+    def rest_s(self) -> float:
+        """Within what time everything must be at rest, but for the work that is left."""
+        return max(self.lease_s, self.timeout_s) + self.grace_s + 5.0
+
+
+DEFAULT = Pace()
+SHORT = Pace(stale_s=1.6, lost_s=4.0, timeout_s=10.0, stall_s=8.0, grace_s=3.0, lease_s=6.0, source_bytes_max=600)
+
+
 class Cluster:
     """Starts, stops and starts again.
 
@@ -77,7 +105,8 @@ class Cluster:
         faults: Programs that ended by themselves.
     """
 
-    def __init__(self, loop: VirtualLoop, seed: object, home: Path, models: Path, blank: Path) -> None:
+    def __init__(self, loop: VirtualLoop, seed: object, home: Path, models: Path, blank: Path, pace: Pace) -> None:
+        self.pace = pace
         self.loop = loop
         self.seed = seed
         self.home = home
@@ -133,7 +162,16 @@ class Cluster:
         self._begin(self.queen_process, self._queen)
 
     async def _queen(self, process: Process, stop: asyncio.Event) -> None:
-        settings = QueenSettings(home=self.home / "queen", slots=SLOTS)
+        pace = self.pace
+        settings = QueenSettings(
+            home=self.home / "queen",
+            slots=SLOTS,
+            hive_stale_s=pace.stale_s,
+            hive_lost_s=pace.lost_s,
+            hive_timeout_s=pace.timeout_s,
+            stall_s=pace.stall_s,
+            stop_grace_s=pace.grace_s,
+        )
         home = Home.at(settings.home)
         store = open_store(process, self._database(home.root / "queen.db"), CheckedStore)
         assert isinstance(store, CheckedStore)
@@ -164,12 +202,19 @@ class Cluster:
 
     async def _hive(self, process: Process, stop: asyncio.Event) -> None:
         machine = process.machine
-        settings = HiveSettings(home=self.home / machine.name, queen_url=QUEEN_URL, models=self.models)
+        settings = HiveSettings(
+            home=self.home / machine.name,
+            queen_url=QUEEN_URL,
+            models=self.models,
+            stop_grace_s=self.pace.grace_s,
+            worker_lease_s=self.pace.lease_s,
+        )
         home = Home.at(settings.home)
         hive_id, boot_id = read_hive_id(home), new_boot_id()
         fd = open_narration_file(home, boot_id)
         process.on_death.append(lambda: os.close(fd))
-        process.sink, process.names = FileSink(fd), Scope(hive_id=hive_id)
+        sink = WatchedSink(fd, home.hive / boot_id, self.computers[machine].files)
+        process.speak(sink, Scope(hive_id=hive_id))
         registry = JobRegistry(open_store(process, self._database(home.root / "hive.db")))
         link = QueenLink(memory_session(self.network, process), QUEEN_URL, hive_id, None)
         outbox = Outbox(link)
@@ -243,6 +288,8 @@ def machines_of(cluster: Cluster) -> Any:
     with (
         replaced(hive_service, "machine_info", lambda path: cluster.look_around()),
         replaced(hive_service, "list_devices", lambda: [cpu]),
+        replaced(outbox_module, "SOURCE_BYTES_MAX", cluster.pace.source_bytes_max),
+        replaced(outbox_module, "BATCH_BYTES_MAX", 4 * cluster.pace.source_bytes_max),
         replaced(routes, "openapi", lambda table, title: {}),  # takes long to describe, and nobody reads it here
     ):
         yield

@@ -12,11 +12,13 @@ from rbee.processes import Child, ExitStatus, ProcessSpec
 from rbee.processes.procfs import Marker
 from rbee.processes.tree import StopReport
 from rbee.testing.virtual_process import Machine, Process, current, replaced
+from tests.chaos.simulation.watching import Files
 
 FIRST_PID = 1000
 _PLACES = {
     "rbee.processes.capture": ("spawn", "stop_tree"),
-    "rbee.hive.workers": ("stop_tree",),
+    "rbee.hive.workers": ("stop_tree", "FileWatch"),
+    "rbee.hive.outbox": ("FileWatch",),
     "rbee.hive.worker_file": ("adopt", "find_marked", "read_process", "machine_boot_id"),
 }
 
@@ -95,6 +97,7 @@ class Computer:
 
     def __init__(self, machine: Machine, make: Callable[[int], Process], program: Program) -> None:
         self.machine = machine
+        self.files = Files()
         self.hive: Process | None = None
         self.processes: dict[int, Running] = {}
         self._make = make
@@ -173,6 +176,7 @@ def computers(by_machine: dict[Machine, Computer]) -> Iterator[None]:
     stands_in: dict[str, Any] = {
         "spawn": lambda spec: here().spawn(spec),
         "stop_tree": stop_tree,
+        "FileWatch": lambda: here().files.watch(),
         "adopt": lambda pid, start_time, boot_id=None: here().adopt(pid),
         "find_marked": find_marked,
         "read_process": _Entry,

@@ -14,6 +14,7 @@ from rbee.errors import ConflictError, RbeeError
 from rbee.jobs import Fence, JobRegistry
 from rbee.testing.memory_network import FINE, Weather
 from rbee.testing.virtual_process import Machine, Process
+from tests.chaos.simulation.computer import Running
 
 if TYPE_CHECKING:
     from tests.chaos.simulation.run import Simulation
@@ -54,7 +55,7 @@ class Nemesis:
         loop, chance = self._simulation.loop, self._chance
         names = list(self._acts)
         chosen = chance.sample(names, chance.randint(1, len(names)))  # a run with few kinds goes deeper into each
-        mean_s = chance.choice((0.7, 2.0, 5.0))
+        mean_s = chance.choice((0.4, 1.0, 2.5))
         until_s = loop.time() + for_s
         async with asyncio.TaskGroup() as group:
             while True:
@@ -154,19 +155,25 @@ class Nemesis:
 
     # Workers
 
+    def _worker(self) -> Running | None:
+        """Choose a worker, one that answers where there is one."""
+        living = [running for computer in self._cluster.computers.values() for running in computer.living()]
+        desks = self._cluster.desks
+        busy = [one for one in living if one.process in desks and desks[one.process].slots_used]
+        return self._chance.choice(busy or living) if living else None
+
     async def _kill_worker(self) -> None:
-        living = self._cluster.computers[self._machine()].living()
-        if living:
+        running = self._worker()
+        if running is not None:
             self.count("worker killed")
-            running = self._chance.choice(living)
             await self._kill(running.process)
             if self._chance.random() < 0.3:  # in the middle of a line
                 _tear(running.spec.stdout)
 
     async def _hold_worker(self) -> None:
-        living = self._cluster.computers[self._machine()].living()
-        if living:
-            await self._hold(self._chance.choice(living).process, "worker held")
+        running = self._worker()
+        if running is not None:
+            await self._hold(running.process, "worker held")
 
     # All around
 

@@ -49,6 +49,7 @@ def check(simulation: Simulation, database: Path) -> Iterator[str]:
         for row in connection.execute("SELECT job_id, state, principal FROM jobs"):
             if JobState(row["state"]) not in TERMINAL_STATES and row["principal"] != "queen":
                 yield f"{row['job_id']} is {row['state']}"
+        yield from _check_worker_logs(connection)
         for call in simulation.calls:
             yield from faults_of(call)
             yield from _check_call(connection, call)
@@ -57,6 +58,17 @@ def check(simulation: Simulation, database: Path) -> Iterator[str]:
     finally:
         connection.close()
     yield from _at_rest(simulation)
+
+
+def _check_worker_logs(connection: sqlite3.Connection) -> Iterator[str]:
+    """Check that a worker's end is told behind everything that it said."""
+    for (log_id,) in connection.execute("SELECT log_id FROM log_heads WHERE log_id LIKE 'worker-%'").fetchall():
+        has_ended = False
+        for event in map(json.loads, stored_log(connection, log_id)):
+            if has_ended and event.get("src", {}).get("id", "").startswith(log_id):
+                yield f"{log_id} spoke on behind its end (event {event['seq']})"
+                break
+            has_ended = has_ended or event.get("action") == "worker_exit"
 
 
 def _check_call(connection: sqlite3.Connection, call: Call) -> Iterator[str]:

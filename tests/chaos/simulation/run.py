@@ -22,7 +22,7 @@ from rbee.testing.virtual_process import Process, virtual_world
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.answers import prompt_of
 from tests.chaos.simulation.callers import Call, CallPlan, call
-from tests.chaos.simulation.cluster import MODELS, Cluster, machines_of, make_models
+from tests.chaos.simulation.cluster import DEFAULT, MODELS, SHORT, Cluster, machines_of, make_models
 from tests.chaos.simulation.computer import computers
 from tests.chaos.simulation.nemesis import Nemesis
 from tests.chaos.simulation.oracles import check
@@ -31,10 +31,21 @@ from tests.chaos.simulation.readers import Plan, Transcript, ask_for
 STORM_S = (4.0, 25.0)
 JOBS = (3, 14)
 CALLS = (0, 0, 2, 5)
-# The worker's lease, the grace of a stop, and what is left to be answered.
-REST_S = 30.0 + 10.0 + 5.0
-WORK_S = 30.0
+# What is left to be answered when the faults stop.
+WORK_S = 40.0
 SETTLE_S = 3.0
+TELLING = (
+    "queen_continue",
+    "queen_resume",
+    "hive_adopt",
+    "hive_resume",
+    "hive_clear_stray",
+    "worker_exit",
+    "queen_stop_stuck",
+    "crash_loop",
+    "gap",
+    "claimed",
+)
 LOOK_S = 0.5
 
 
@@ -45,6 +56,8 @@ class Outcome(Struct, kw_only=True):
         faults: What did not hold; empty when all is well.
         digest: The same for two runs that did the same.
         rest_s: How long it took to come to rest once the faults had stopped, in virtual seconds.
+        made: The faults, by kind.
+        said: How often some things were narrated that only faults bring about.
     """
 
     seed: int
@@ -57,6 +70,7 @@ class Outcome(Struct, kw_only=True):
     cpu_s: float
     rest_s: float
     made: dict[str, int]
+    said: dict[str, int]
 
 
 class Simulation:
@@ -65,7 +79,8 @@ class Simulation:
     def __init__(self, loop: VirtualLoop, seed: int, home: Path, grounds: Grounds) -> None:
         self.loop = loop
         self.seed = seed
-        self.cluster = Cluster(loop, seed, home, grounds.models, grounds.blank)
+        pace = random.Random(f"{seed} pace").choice((DEFAULT, SHORT, SHORT))
+        self.cluster = Cluster(loop, seed, home, grounds.models, grounds.blank, pace)
         self.network = self.cluster.network
         self.accepted: dict[str, Plan] = {}
         self.cancelled: set[str] = set()
@@ -94,7 +109,7 @@ class Simulation:
         """Let everything happen."""
         chance = random.Random(f"{self.seed} plan")
         nemesis = Nemesis(self, random.Random(f"{self.seed} nemesis"))
-        self.cluster.temper.token_s = chance.choice((0.005, 0.03, 0.1))
+        self.cluster.temper.token_s = chance.choice((0.01, 0.05, 0.15, 0.3))
         self.cluster.start_queen()
         for machine in self.cluster.hive_machines:
             self.cluster.start_hive(machine)
@@ -114,8 +129,9 @@ class Simulation:
 
     async def _come_to_rest(self, asking: Sequence[asyncio.Future[None]]) -> None:
         began_s = self.loop.time()
-        until_s = began_s + REST_S + WORK_S
-        done, waiting = await asyncio.wait(asking, timeout=REST_S + WORK_S)
+        limit_s = self.cluster.pace.rest_s + WORK_S
+        until_s = began_s + limit_s
+        done, waiting = await asyncio.wait(asking, timeout=limit_s)
         for future in done:
             future.result()
         while (living := self._living()) and self.loop.time() < until_s:  # noqa: ASYNC110  # what is on disk
@@ -161,9 +177,10 @@ def operation(chance: random.Random) -> Operation:
         return HiveCheck(lines=chance.randint(0, 5), timeout_s=timeout_s)
     return Infer(
         model=chance.choice(MODELS),
-        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 10, 20, 30))),
         max_tokens=chance.randint(1, 20) if chance.random() < 0.3 else None,
         timeout_s=timeout_s,
+        attempts=chance.choice((1, 2, 2, 2, 4)),
         priority=chance.choice((0, 0, 5)),
         store=chance.random() < 0.9,
         keep_alive=chance.choice((None, None, 1.0, 300.0)),
@@ -176,7 +193,7 @@ def call_plan(chance: random.Random, number: int, storm_s: float) -> CallPlan:
         number=number,
         at_s=chance.uniform(0, storm_s),
         model=chance.choice(MODELS),
-        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 4, 10, 25))),
+        prompt=prompt_of(chance.randint(1, 500), chance.choice((1, 10, 20, 30))),
         is_streamed=chance.random() < 0.7,
         leaves_after=chance.randint(1, 10) if chance.random() < 0.2 else None,
     )
@@ -258,8 +275,11 @@ def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], ho
     states = dict(
         connection.execute("SELECT state || ' ' || coalesce(reason, ''), count(*) FROM jobs GROUP BY 1 ORDER BY 1")
     )
+    said = dict.fromkeys(TELLING, 0)
     for log_id, last_seq, body in connection.execute("SELECT log_id, last_seq, body FROM log_rows"):
         simulation.network.trace.add(0.0, log_id, last_seq, body)
+        for word in TELLING:
+            said[word] += bytes(body).count(f'"{word}"'.encode())
     connection.close()
     return Outcome(
         seed=simulation.seed,
@@ -272,4 +292,5 @@ def _outcome(simulation: Simulation, faults: list[str], made: dict[str, int], ho
         cpu_s=0.0,
         rest_s=simulation.rest_s,
         made=made,
+        said=said,
     )

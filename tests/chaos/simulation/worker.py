@@ -16,6 +16,7 @@ from rbee.worker.desk import Desk
 from rbee.worker.front import Front, front_app
 from tests.chaos.simulation.answers import CountingEngine
 from tests.chaos.simulation.computer import Computer, Running
+from tests.chaos.simulation.watching import WatchedSink
 
 DRAIN_S = 5.0
 LEASE_POLL_S = 1.0
@@ -46,15 +47,14 @@ async def worker_program(running: Running, computer: Computer, site: Site) -> No
     """Live a worker's life."""
     process, env = running.process, running.spec.env
     fd = os.open(running.spec.stdout, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    sink = FileSink(fd)
+    sink = WatchedSink(fd, running.spec.stdout, computer.files)
 
     def close() -> None:
         os.close(fd)
         sink.fd = -1
 
     process.on_death.append(close)
-    process.sink = sink
-    process.names = Scope(worker_id=env["RBEE_WORKER_ID"])
+    process.speak(sink, Scope(worker_id=env["RBEE_WORKER_ID"]))
     process.spawn(_watch_lease(running, computer))
     with scope(job_id=env.get("JOB_ID"), correlation_id=env.get("CORRELATION_ID")):
         narrate("worker_startup", "Starting a worker.", pid=running.pid)
