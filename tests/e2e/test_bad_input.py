@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any] | bytes, int, str, str]] = [
     ({"operation": "infer", "prompt": "x", "max_tokens": "7"}, 400, "invalid", "$.max_tokens"),
     ({"operation": "infer", "prompt": "x", "modle": "y"}, 400, "invalid", "did you mean `model`"),
     ({"operation": "inferr", "prompt": "x"}, 400, "invalid", "did you mean `infer`"),
-    ({"operation": "infer", "prompt": "x", "attempts": 2}, 400, "invalid", "attempts"),
+    ({"operation": "infer", "prompt": "x", "attempts": 0}, 400, "invalid", "attempts"),
     (b"{not json", 400, "invalid", "not JSON"),
     ({"operation": "infer", "prompt": "x" * 10_000_000}, 413, "payload_too_large", "8388608"),
 ]

@@ -27,11 +27,13 @@ async def test_stopped_worker_exits_with_zero_and_leaves_nothing(rbee_stack: Loc
         assert await client.workers() == []
 
 
-async def test_worker_killed_while_answering_fails_the_job_and_the_next_is_served(rbee_stack: LocalStack) -> None:
+async def test_worker_killed_in_the_last_attempt_fails_the_job_and_the_next_is_served(
+    rbee_stack: LocalStack,
+) -> None:
     """A crash in mid-answer: what was said stays, the end tells the signal and the last lines."""
     events: list[dict[str, Any]] = []
     async with asyncio.timeout(60), rbee_stack.client() as client:
-        job_id = (await client.submit(infer(max_tokens=2000, ignore_eos=True))).job_id
+        job_id = (await client.submit(infer(max_tokens=2000, ignore_eos=True, attempts=1))).job_id
         async for event in client.follow(job_id):
             events.append(event)
             if event["kind"] == "token" and event["tokens"] == 5:
@@ -53,7 +55,7 @@ async def test_worker_killed_while_loading_fails_the_job_and_the_next_is_served(
     """A crash before the answer: reported with its signal, and a new worker serves the next job."""
     events: list[dict[str, Any]] = []
     async with asyncio.timeout(60), rbee_stack.client() as client:
-        job_id = (await client.submit(infer())).job_id
+        job_id = (await client.submit(infer(attempts=1))).job_id
         async for event in client.follow(job_id):
             events.append(event)
             if event.get("action") == "worker_load_model":
@@ -66,6 +68,24 @@ async def test_worker_killed_while_loading_fails_the_job_and_the_next_is_served(
     assert first(events, "worker_exit")["fields"]["signal"] == "SIGKILL"
     following = await rbee_stack.run_job(infer())
     assert following[-1]["state"] == "completed"
+
+
+async def test_worker_killed_while_loading_is_replaced(rbee_stack: LocalStack) -> None:
+    """A crash before the answer begins: the job is placed again, and its log tells both starts."""
+    killed = False
+    events: list[dict[str, Any]] = []
+    async with asyncio.timeout(60), rbee_stack.client() as client:
+        job_id = (await client.submit(infer())).job_id
+        async for event in client.follow(job_id):
+            events.append(event)
+            if event.get("action") == "worker_load_model" and not killed:
+                killed = True
+                for pid in _worker_pids(rbee_stack):
+                    os.kill(pid, signal.SIGKILL)
+    assert_whole(events)
+    assert events[-1]["state"] == "completed"
+    assert actions(events).count("worker_startup") == 2
+    assert actions(events).count("worker_exit") == 1
 
 
 async def test_corrupt_model_fails_the_job_with_the_cause(rbee_stack: LocalStack, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -33,19 +34,23 @@ LOCK_WAIT_S = 5.0
 FLUSH_S = 2.0
 
 
-def main() -> None:
-    """Run the program; exits with the code that says how it ended."""
+def main(worker_program: Path | None = None) -> None:
+    """Run the program; exits with the code that says how it ended.
+
+    Args:
+        worker_program: What to start as a worker; the one installed next to Python by default.
+    """
     try:
         settings = load_settings(HiveSettings)
         require_key_off_loopback(settings.host, settings.api_key)
         require_linux()
-        uvloop.run(run(settings))
+        uvloop.run(run(settings, worker_program))
     except RbeeError as error:
         print(f"rbee-hive: {error.message} {error.remedy}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 
-async def run(settings: HiveSettings) -> None:
+async def run(settings: HiveSettings, worker_program: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop all workers.
 
     Raises:
@@ -69,7 +74,17 @@ async def run(settings: HiveSettings) -> None:
         link = QueenLink(session, settings.queen_url, hive_id, settings.api_key)
         outbox = Outbox(link)
         url = url_of(sock)
-        service = HiveService(settings, home, registry, link, outbox, hive_id=hive_id, boot_id=boot_id, url=url)
+        service = HiveService(
+            settings,
+            home,
+            registry,
+            link,
+            outbox,
+            hive_id=hive_id,
+            boot_id=boot_id,
+            url=url,
+            worker_program=worker_program,
+        )
         await service.open()
         async with serving(make_app(service), sock, stop_grace_s=2):
             tasks = [asyncio.ensure_future(service.run_heartbeats()), asyncio.ensure_future(outbox.run())]
@@ -78,7 +93,7 @@ async def run(settings: HiveSettings) -> None:
             if settings.ready_file is not None:
                 write_ready_file(settings.ready_file, ready)
             narrate("hive_ready", f"Listening on {url}.", url=url, pid=os.getpid(), queen_url=settings.queen_url)
-            endless: list[asyncio.Future[Any]] = [*tasks, service.workers.failure]
+            endless: list[asyncio.Future[Any]] = [*tasks, service.deliveries.failure]
             told = asyncio.ensure_future(stop.wait())
             await asyncio.wait([told, *endless], return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
@@ -86,7 +101,7 @@ async def run(settings: HiveSettings) -> None:
             await service.close()
             await outbox.flush(FLUSH_S)
             await _finish(endless)
-        await service.workers.close()
+        await service.deliveries.close()
         outbox.close()
         await registry.close()
     home.ready_file("rbee-hive").unlink(missing_ok=True)

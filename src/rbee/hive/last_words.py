@@ -23,14 +23,8 @@ def last_lines(sources: list[Source]) -> list[str]:
 
 
 def _tail(source: Source) -> list[str]:
-    size = source.follower.size
-    start = max(source.follower.position, size - TAIL_BYTES)
-    with source.follower.path.open("rb") as file:
-        file.seek(start)
-        rest = file.read(max(0, size - start))
-    unread = (
-        rest.replace(b"\0", b"").decode("utf-8", "replace").splitlines()
-    )  # where it was given back, it is zeros
+    rest = source.follower.tail(TAIL_BYTES).replace(b"\0", b"")  # where it was given back, it is zeros
+    unread = rest.decode("utf-8", "replace").splitlines()
     lines = [*source.last_lines, *unread]
     return [_readable(line) for line in lines if line.strip() and '"kind":"token"' not in line[:40]][-LAST_LINES:]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rbee import __version__
@@ -22,11 +23,13 @@ from rbee.contracts.operations import (
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.strict import nearest
 from rbee.errors import HiveLostError, InvalidRequestError, ModelNotFoundError, NoCapacityError, RbeeError
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.devices import list_devices, machine_info
 from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
+from rbee.hive.returning import Returning
 from rbee.hive.settings import HiveSettings
 from rbee.hive.sources.partial_file import finish_in_thread
 from rbee.hive.worker_wanted import WorkerWanted
@@ -54,6 +57,7 @@ class HiveService:
         hive_id: str,
         boot_id: str,
         url: str,
+        worker_program: Path | None = None,
     ) -> None:
         self.settings = settings
         self.home = home
@@ -66,8 +70,10 @@ class HiveService:
         self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
         self._link = link
         self._changed = asyncio.Event()
-        self.workers = Workers(home, settings, outbox, self._changed.set)
-        self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
+        self.deliveries = Deliveries(outbox)
+        self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
+        self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
+        self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers(), is_known=False)
         self._is_away = False
         self.is_closing = False
 
@@ -103,9 +109,9 @@ class HiveService:
         """Adopt the workers that an earlier boot left running, and go on with its commands."""
         for path in sorted(self.home.hive.iterdir()):
             if path.name != self.boot_id:
-                self.workers.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)], goes_first=True)
+                self.deliveries.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)], goes_first=True)
         await self.models.clean()
-        await self.workers.find_again()
+        await self._returning.find_again()
         for record in await self._unended():
             await self._go_on(record)
 

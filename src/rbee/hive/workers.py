@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,21 @@ from rbee.errors import (
     StorageFullError,
     WorkerError,
 )
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.last_words import last_lines, say_exit
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
 from rbee.hive.worker import Worker, ready_url
-from rbee.hive.worker_file import WorkerFile, adopted, new_worker_file, read_worker_file
+from rbee.hive.worker_file import WorkerFile, new_worker_file
 from rbee.hive.worker_wanted import WorkerWanted, command_of, device_environment
 from rbee.narration import narrate, scope
 from rbee.processes import (
     CapturedProcess,
     Child,
-    ExitStatus,
     FileFollower,
     FileWatch,
     ProcessNarrationCapture,
     child_environment,
-    stop_tree,
 )
 
 WORKER_PROGRAM = "llama-worker-rbee"
@@ -48,17 +47,14 @@ LOAD_S_PER_GIB = 20.0
 
 
 class Workers:
-    """Starts, watches and stops workers. One event loop owns it.
-
-    Attributes:
-        failure: Fails with what one of its tasks failed with: a hive that no longer watches must end.
-    """
+    """Starts, watches and stops workers. One event loop owns it."""
 
     def __init__(
         self,
         home: Home,
         settings: HiveSettings,
         outbox: Outbox,
+        deliveries: Deliveries,
         on_change: Callable[[], None],
         *,
         program: Path | None = None,
@@ -67,11 +63,10 @@ class Workers:
         self._home = home
         self._settings = settings
         self._outbox = outbox
+        self._deliveries = deliveries
         self._on_change = on_change
         self._program = program or Path(sys.executable).parent / WORKER_PROGRAM
         self._workers: dict[str, Worker] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def infos(self) -> list[WorkerInfo]:
         """Tell the queen about all of them."""
@@ -195,11 +190,27 @@ class Workers:
         self._workers[worker.worker_id] = worker
         if worker.file.url is None:
             worker.sources[0].keep_from = lambda: worker.ready_position
-            self._own(self._follow_start(worker))
+            self._deliveries.own(self._follow_start(worker))
         else:
             worker.mark_ready()
-        self._own(self._watch(worker))
+        self._deliveries.own(self._watch(worker))
         return worker
+
+    def adopt(self, file: WorkerFile, child: Child) -> None:
+        """Take a live worker back: what it said meanwhile is in its files, from where the queen has it."""
+        directory = self._home.workers / file.wanted.worker_id
+        stdout, stderr = (FileFollower(directory / stream) for stream in ("stdout", "stderr"))
+        process = CapturedProcess(child, stdout, stderr, marker=("RBEE_WORKER_ID", directory.name))
+        file = msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time)
+        worker = self._take(Worker(file, process, self._sources(directory)))
+        self._write_down(worker)
+        with scope(worker_id=worker.worker_id, model=worker.wanted.model.ref):
+            narrate(
+                "hive_adopt",
+                f"Adopted {worker.worker_id} ({worker.wanted.model.ref}), which went on while the hive was away.",
+                pid=child.pid,
+                is_ready=file.url is not None,
+            )
 
     def _write_down(self, worker: Worker, **values: Any) -> None:
         """Keep what has become known; where the disk is full, the next start of the hive knows less."""
@@ -276,7 +287,7 @@ class Workers:
         worker.process.stdout.close()
         worker.process.stderr.close()
         worker.process.child.close()
-        await self._remove_delivered(self._home.workers / worker.worker_id, worker.sources)
+        await self._deliveries.remove_delivered(self._home.workers / worker.worker_id, worker.sources)
 
     async def stop(self, worker_id: str) -> None:
         """Stop a worker with everything it started: TERM, `stop_grace_s`, KILL; returns when all is gone.
@@ -305,93 +316,3 @@ class Workers:
         for result in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-
-    async def close(self) -> None:
-        """Let go of files that could not be delivered; they wait on disk for the next start."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.failure.cancel()
-
-    async def find_again(self) -> None:
-        """Adopt the workers that an earlier start of the hive left running, and clear up behind all others."""
-        async with asyncio.TaskGroup() as group:
-            for directory in sorted(self._home.workers.iterdir()):
-                if directory.is_dir() and is_id("worker", directory.name):
-                    group.create_task(self._find_again(directory))
-
-    async def _find_again(self, directory: Path) -> None:
-        file = read_worker_file(directory)
-        has_words = all((directory / stream).exists() for stream in ("stdout", "stderr"))
-        child = adopted(file) if file is not None and has_words else None
-        if file is not None and child is not None:
-            self._adopt(directory, file, child)
-        elif file is not None and file.pid is None and not has_words:
-            shutil.rmtree(directory, ignore_errors=True)  # it was never started
-        else:
-            await self._clear_stray(directory, file.status if file is not None else None)
-
-    def _adopt(self, directory: Path, file: WorkerFile, child: Child) -> None:
-        """Take a live worker back: what it said meanwhile is in its files, from where the queen has it."""
-        stdout, stderr = (FileFollower(directory / stream) for stream in ("stdout", "stderr"))
-        process = CapturedProcess(child, stdout, stderr, marker=("RBEE_WORKER_ID", directory.name))
-        file = msgspec.structs.replace(file, pid=child.pid, start_time=child.start_time)
-        worker = self._take(Worker(file, process, self._sources(directory)))
-        self._write_down(worker)
-        with scope(worker_id=worker.worker_id, model=worker.wanted.model.ref):
-            narrate(
-                "hive_adopt",
-                f"Adopted {worker.worker_id} ({worker.wanted.model.ref}), which went on while the hive was away.",
-                pid=child.pid,
-                is_ready=file.url is not None,
-            )
-
-    async def _clear_stray(self, directory: Path, status: ExitStatus | None) -> None:
-        """Stop what is left of a worker that cannot be adopted, and see that all it said still arrives."""
-        worker_id = directory.name
-        marker = ("RBEE_WORKER_ID", worker_id)
-        try:
-            report = await stop_tree(None, marker=marker, grace_s=self._settings.stop_grace_s)
-        except InternalError as error:  # it hangs in the kernel, and may write again: the next start tries again
-            narrate("hive_stray_left_behind", error.message, level="error", worker_id=worker_id)
-            return
-        paths = [path for path in (directory / "stdout", directory / "stderr") if path.exists()]
-        sources = self.deliver_rest(directory, [(f"{worker_id}/{path.name}", path) for path in paths])
-        if status is None:
-            with scope(worker_id=worker_id):
-                narrate(
-                    "hive_clear_stray",
-                    f"{worker_id} ended while the hive was away; stopped {report.found} processes it left.",
-                )
-        sizes = {source.name: source.follower.size for source in sources}
-        say_exit(worker_id, None, status or ExitStatus(unknown=True), last_lines(sources), sizes)
-
-    def deliver_rest(
-        self, place: Path, files: list[tuple[str, Path]], *, goes_first: bool = False
-    ) -> list[Source]:
-        """Carry files whose writer is dead to their end, then remove `place`, the file or directory of them."""
-        sources = [self._outbox.add(name, path, goes_first=goes_first) for name, path in files]
-        for source in sources:
-            source.seal()
-        self._own(self._remove_delivered(place, sources))
-        return sources
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failure.done():
-            self.failure.set_exception(error)
-
-    async def _remove_delivered(self, place: Path, sources: list[Source]) -> None:
-        for source in sources:
-            await source.delivered.wait()
-            self._outbox.remove(source)
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)

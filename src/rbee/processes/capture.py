@@ -195,6 +195,8 @@ class CapturedProcess:
         self.job_id = job_id
         self.correlation_id = correlation_id
         self.marker = marker
+        self.lost_bytes = 0
+        """How much of its output `events` could not read: the program cut its files, or left holes in them."""
         self.temporary: Path | None = None
         """The directory to remove at the end, made only when none was given."""
         self._unread: deque[tuple[Stream, Piece]] = deque()
@@ -215,8 +217,8 @@ class CapturedProcess:
         at a time; a reader that takes its time holds up nobody, what it has not read stays in the files.
         """
         with FileWatch() as watch:
-            watch.add(self.stdout.path)
-            watch.add(self.stderr.path)
+            watch.add(self.stdout.open_path)  # which is there also when the program removed its files
+            watch.add(self.stderr.open_path)
             ended = self.child.exit_future()
             ended.add_done_callback(lambda _: watch.wake())
             try:
@@ -239,6 +241,7 @@ class CapturedProcess:
                 follower.acknowledge(follower.position, part=follower.part)
             if is_last:
                 follower.seal()
+            self.lost_bytes += follower.skip_hole()
             stretch = follower.read(CHUNK_BYTES)
             pieces = split(stretch.data, offset=stretch.offset, part=stretch.part, final=True).pieces
             self._unread.extend((stream, piece) for piece in pieces)
@@ -272,7 +275,7 @@ class CapturedProcess:
             self.stderr.close()
             self.child.close()
             if self.temporary is not None:
-                shutil.rmtree(self.temporary)
+                shutil.rmtree(self.temporary, ignore_errors=True)  # the program may have removed it itself
                 self.temporary = None
 
     async def __aenter__(self) -> CapturedProcess:

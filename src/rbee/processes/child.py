@@ -36,7 +36,8 @@ class Child:
     """One process, told apart by its number and start time from any later one of that number.
 
     Our own children have an exit code; an adopted process has an unknown one. Somebody must `wait` (or `poll`)
-    for a child of ours in the end, or it stays a zombie for as long as we live. For one event loop.
+    for a child of ours in the end, or it stays a zombie for as long as we live. The pidfd is kept until `close`,
+    also when the process has ended: its group may outlive it. For one event loop.
     """
 
     def __init__(self, pid: int, start_time: int, pidfd: int) -> None:
@@ -114,7 +115,6 @@ class Child:
         for future in futures:
             if not future.done():
                 future.set_result(status)
-        self._close_pidfd()
         return True
 
     def send_signal(self, number: int) -> bool:
@@ -123,13 +123,17 @@ class Child:
         Raises:
             PermissionError: It runs as another user.
         """
-        if self._pidfd < 0:
+        if self._pidfd < 0 or self._status is not None:
             return False
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             return False
         return True
+
+    def held(self) -> int | None:
+        """Return a pidfd of the process for somebody else to close; None when this one was closed."""
+        return os.dup(self._pidfd) if self._pidfd >= 0 else None
 
     def close(self) -> None:
         """Let go of the process, which goes on; waits for it are cancelled. A second call does nothing."""
@@ -138,6 +142,10 @@ class Child:
         futures, self._futures = self._futures, []
         for future in futures:
             future.cancel()
+        self._close_pidfd()
+
+    def __del__(self) -> None:
+        """Close the pidfd of a child that was forgotten."""
         self._close_pidfd()
 
     def _close_pidfd(self) -> None:

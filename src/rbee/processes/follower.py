@@ -58,14 +58,21 @@ class FileFollower:
         require_linux()
         self.path = path
         self.truncations = 0
-        """How often the writer cut its file shorter than what was read; what stood there is lost."""
+        """How often the writer cut its file shorter; what stood there is lost, and `skip_hole` tells how much."""
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._position = offset
         self._part = part
         self._end: int | None = None
+        self._seen = 0
+        self._gone = 0
         self._block_bytes = os.fstat(self._fd).st_blksize
         self._punched = 0
         self._can_punch = True
+
+    @property
+    def open_path(self) -> Path:
+        """A path that leads to this very file, wherever its name went."""
+        return Path(f"/proc/self/fd/{self._fd}")
 
     @property
     def position(self) -> int:
@@ -84,8 +91,9 @@ class FileFollower:
 
     @property
     def allocated_bytes(self) -> int:
-        """The disk space the file really takes."""
-        return os.fstat(self._fd).st_blocks * 512
+        """The disk space the file really takes; all of it where nothing can be given back."""
+        stat = os.fstat(self._fd)
+        return stat.st_blocks * 512 if self._can_punch else stat.st_size
 
     @property
     def exhausted(self) -> bool:
@@ -99,6 +107,7 @@ class FileFollower:
         appends later. A second call changes nothing.
         """
         if self._end is None:
+            self._notice_cut()
             self._end = self.size
         return self._end
 
@@ -109,13 +118,14 @@ class FileFollower:
             max_bytes: How much at most; one piece is returned even when it is longer (a `token` line: 1 MiB).
             final: The writer is dead: an unfinished last line counts too (implied after `seal`).
 
-        Nothing is returned while the line at the position is unfinished, and when the position lies in a hole:
-        there `exhausted` is false and `skip_hole` goes on. Holds at most `max_bytes`, or 1 MiB + 64 KiB.
+        Nothing is returned while the line at the position is unfinished, and when the position lies in a hole,
+        or in what was lost when the writer cut its file: there `exhausted` is false and `skip_hole` goes on.
+        Holds at most `max_bytes`, or 1 MiB + 64 KiB.
         """
-        size = self.size
-        if size < self._position:
-            self._lengthen()
-            size = self._position
+        self._notice_cut()
+        if self._position < self._gone:
+            return Stretch(self._position, b"", self._part)
+        size = max(self.size, self._position)
         end = min(size, self._next_hole(size))
         # A line that runs into a hole will never be finished: its end is the hole.
         final = final or self._end is not None or end < size
@@ -164,10 +174,26 @@ class FileFollower:
                 return size
             raise
 
-    def _lengthen(self) -> None:
-        """Make a file that was cut as long as it was, so that what is appended gets offsets not yet used."""
+    def _notice_cut(self) -> None:
+        """Notice that the writer cut its file, which else only grows.
+
+        What had not been read, and what was written since under offsets that were used before, is gone. The file
+        is made longer than all of that, so that what is appended from now on gets offsets not yet used.
+        """
+        size = os.fstat(self._fd).st_size
+        seen = max(self._seen, self._position)
+        if size >= seen or self._end is not None:
+            self._seen = size
+            return
+        gone = seen + size if self._seen >= self._position else seen  # what we have not seen, others read
+        try:
+            os.posix_fallocate(self._fd, gone - 1, 1)  # never cuts what the writer appends meanwhile
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
+            return  # no room, say: the next look tries again
         self.truncations += 1
-        os.posix_fallocate(self._fd, self._position - 1, 1)
+        self._seen, self._gone = gone, gone if gone > self._position else self._gone
 
     def acknowledge(self, offset: int, *, part: int = 0) -> None:
         """Take everything below `offset` as delivered: give its blocks back, and never read it again.
@@ -190,8 +216,9 @@ class FileFollower:
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                 self._can_punch = False
-            elif error.errno not in (errno.EINTR, errno.ENOSPC):  # the next acknowledgement tries again
+            elif error.errno == errno.EBADF:
                 raise
+            # Else the blocks stay, and the next acknowledgement tries again: it is room that is lost, not words.
         else:
             self._punched = end
 
@@ -200,7 +227,10 @@ class FileFollower:
         self._position, self._part = offset, part
 
     def skip_hole(self) -> int:
-        """Move a position that lies in a hole behind it, and return how many bytes are lost; 0 outside."""
+        """Move a position in a hole, or in what a cut took, behind that; return how many bytes are lost."""
+        if lost := max(0, self._gone - self._position):
+            self._position, self._part = self._gone, 0
+            return lost
         size = self.size
         if self._position >= size:
             return 0
@@ -234,6 +264,15 @@ class FileFollower:
             done = newline >= 0 or not data or offset >= size
         self.acknowledge(offset)
         return Loss(offset, offset - start, lines)
+
+    def tail(self, max_bytes: int) -> bytes:
+        """Return the last bytes that were not read yet, at most so many, and leave the position alone.
+
+        Where blocks were given back there are zeros. It works also when the file was removed.
+        """
+        size = self.size
+        start = max(self._position, size - max_bytes)
+        return self._bytes(start, size - start)
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""

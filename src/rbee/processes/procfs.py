@@ -50,11 +50,11 @@ class ProcessEntry(Struct, frozen=True):
 
 
 def read_process(pid: int) -> ProcessEntry | None:
-    """Return what /proc says of a process; None when there is none of that number."""
+    """Return what /proc says of a process; None when there is none of that number, or it is not shown to us."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last one with `hidepid`
         return None
     # The name in parentheses may hold anything, also parentheses and spaces.
     fields = stat[stat.rindex(b")") + 2 :].split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -24,6 +25,8 @@ from rbee.processes.procfs import (
 )
 
 _RESCAN_S = 0.1
+_RESCAN_SHARE = 10  # looking takes at most one part in so many of the time, however many processes there are
+_LOOKS_MAX = 20
 _PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; older kernels refuse it, and the single signals have to do
 
 
@@ -110,42 +113,62 @@ class _Tree:
         self.asked: set[Identity] = set()
         self.killed: set[Identity] = set()
         self.pidfds: dict[Identity, int] = {}
+        self.seen: frozenset[Identity] = frozenset()
+        self.look_s = 0.0
+        self._hold_root()
+
+    def _hold_root(self) -> None:
+        """Keep a pidfd of the root to the end: its group may outlive it."""
+        pidfd = self.child.held() if self.child is not None else None
+        if pidfd is not None and self.root is not None:
+            self.pidfds[self.root.identity] = pidfd
+            return
         entry = read_process(self.root.pid) if self.root is not None else None
         if entry is not None and self.root is not None and entry.identity == self.root.identity:
-            self._open(entry)  # kept to the end: its group may outlive it
+            self._open(entry)
 
     async def ask(self, grace_s: float) -> None:
         """Ask everybody to end, and wait until all did or the time is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        while alive := self.look_twice():
+        while alive := self.look_until_still():
             left_s = deadline - loop.time()
             if left_s <= 0:
                 return
             self._terminate(alive)
-            await self._any_exit(min(_RESCAN_S, left_s))
+            await self._any_exit(min(max(_RESCAN_S, _RESCAN_SHARE * self.look_s), left_s))
 
     async def end(self, kill_s: float) -> None:
         """Kill everybody until nobody is found."""
         self.kill(self.look())  # also who forks faster than we look, and was found by none
         loop = asyncio.get_running_loop()
         deadline = loop.time() + kill_s
-        while alive := self.look_twice():
+        while alive := self.look_until_still():
             if loop.time() > deadline:
                 raise _survived(alive, kill_s)
             self.kill(alive)
-            await self._any_exit(_RESCAN_S)
+            await self._any_exit(max(_RESCAN_S, _RESCAN_SHARE * self.look_s))
 
-    def look_twice(self) -> list[ProcessEntry]:
-        """Return the live members; an empty answer is given only when a second look agrees.
+    def look_until_still(self) -> list[ProcessEntry]:
+        """Return the live members; an empty answer is given only when nobody new came while we looked.
 
-        A process started during the first look by one that ended during it would be in neither place.
+        One that starts another and ends, again and again, may be in none of many looks: but then each of them
+        meets somebody who was not there before.
         """
-        return self.look() or self.look()
+        before: frozenset[Identity] | None = None
+        for _ in range(_LOOKS_MAX):
+            if found := self.look():
+                return found
+            if before is not None and self.seen <= before:
+                break
+            before = self.seen
+        return []
 
     def look(self) -> list[ProcessEntry]:
         """Return the live members, and open a pidfd for each new one."""
+        began_s = time.monotonic()
         entries = all_processes()
+        self.seen = frozenset(entry.identity for entry in entries.values())
         if self.child is not None:  # its end may have been seen by somebody else meanwhile
             self.root = _root_of(self.child)
         marked = [pid for pid in entries if carries(pid, self.marker)] if self.marker else []
@@ -156,6 +179,7 @@ class _Tree:
         self._close_but(alive)
         found = [entry for entry in alive if self._open(entry)]
         self.known.update(entry.identity for entry in found)
+        self.look_s = time.monotonic() - began_s
         return found
 
     def _open(self, entry: ProcessEntry) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,11 @@ class Running:
         """Send a signal to this very process."""
         self.process.child.send_signal(number)
 
+    async def kill(self) -> None:
+        """Kill this very process, and wait until it is dead; what it started lives on."""
+        self.signal(signal.SIGKILL)
+        await self.wait()
+
     async def wait(self) -> ExitStatus:
         """Wait for its end."""
         return await self.process.wait()
@@ -101,6 +107,7 @@ class LocalStack:
         config: What the home's rbee.toml says. By default workers compute with one thread, so that several
             stacks can run beside each other.
         prefixes: Words before a program's command, by program, such as those that enter a network namespace.
+        programs: A directory with programs to use instead of the installed ones of the same name.
 
     Example:
         ```python
@@ -119,6 +126,7 @@ class LocalStack:
         with_hive: bool = True,
         config: str = ONE_THREAD,
         prefixes: Mapping[str, Sequence[str]] | None = None,
+        programs: Path | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="rbee-test-"))
         (self.home / "rbee.toml").write_text(config, "utf-8")
@@ -126,6 +134,7 @@ class LocalStack:
         self.with_queen = with_queen
         self.with_hive = with_hive
         self._prefixes = prefixes or {}
+        self._own_programs = programs
         self.queen: Running | None = None
         self.hive: Running | None = None
         self._programs: list[Running] = []
@@ -173,11 +182,14 @@ class LocalStack:
         self.queen = await self._start("queen-rbee", ["--port", str(port)], "queen_ready")
         return self.queen
 
+    async def restart_queen(self) -> Running:
+        """Start a queen where the last one was, who has to be dead."""
+        return await self.start_queen(int(self.url.rpartition(":")[2]))
+
     async def start_hive(self, queen_url: str | None = None) -> Running:
-        """Start a hive for the queen, which it may be made to reach by another address."""
-        self.hive = await self._start(
-            "rbee-hive", ["--port", "0", "--queen-url", queen_url or self.url], "hive_ready"
-        )
+        """Start a hive for the queen, or for one of another home."""
+        arguments = ["--port", "0", "--queen-url", queen_url or self.url]
+        self.hive = await self._start("rbee-hive", arguments, "hive_ready")
         return self.hive
 
     async def start_up(self, *arguments: str) -> Running:
@@ -192,7 +204,7 @@ class LocalStack:
     async def _start(self, program: str, arguments: Sequence[str], ready_action: str) -> Running:
         directory = self.home / "test-logs" / f"{program}-{len(self._programs)}"
         capture = ProcessNarrationCapture(directory=directory, env=self.env, marker=("RBEE_HOME", str(self.home)))
-        process = await capture.spawn([*self._prefixes.get(program, ()), console_script(program), *arguments])
+        process = await capture.spawn([*self._prefixes.get(program, ()), self._script(program), *arguments])
         running = Running(program, process, directory)
         self._programs.append(running)
         async with asyncio.timeout(READY_S):
@@ -201,6 +213,10 @@ class LocalStack:
                     running.url = item.event.get("fields", {}).get("url", "")
                     return running
         raise StartError(f"{program} ended before it was ready.\n{running.printed()}")
+
+    def _script(self, program: str) -> str:
+        own = self._own_programs / program if self._own_programs is not None else None
+        return str(own) if own is not None and own.exists() else console_script(program)
 
     async def until_hive_is_live(self) -> str:
         """Wait until the queen lists a live hive; returns its id."""

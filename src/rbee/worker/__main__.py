@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from rbee.contracts.settings import load_settings
@@ -17,9 +18,11 @@ INTERNAL_EXIT = 1
 MODEL_INVALID_EXIT = 4
 FAILED_BEFORE_READY_EXIT = 3
 
+Run = Callable[[WorkerSettings, FileSink], None]
 
-def main() -> NoReturn:
-    """Run one worker.
+
+def main(run: Run | None = None) -> NoReturn:
+    """Run one worker, which `run` does when it is to have another engine than llama.cpp.
 
     Exit codes: 0 stopped, 1 a fault or a hive that was gone for too long, 2 configuration, 3 failed before ready,
     4 the model cannot be loaded.
@@ -37,36 +40,40 @@ def main() -> NoReturn:
     code = INTERNAL_EXIT
     try:
         with scope(model=settings.shown_model):
-            code = _run(settings, sink)
+            code = _run(settings, sink, run or _run_llama_cpp)
     finally:
         if sys.exc_info()[0] is not None:
             traceback.print_exc(file=sys.stderr)
         _leave(code)
 
 
-def _run(settings: WorkerSettings, sink: FileSink) -> int:
+def _run(settings: WorkerSettings, sink: FileSink, run: Run) -> int:
+    try:
+        run(settings, sink)
+    except RbeeError as error:
+        _say_failed(settings, error)
+        return MODEL_INVALID_EXIT if isinstance(error, ModelInvalidError) else FAILED_BEFORE_READY_EXIT
+    return 0
+
+
+def _run_llama_cpp(settings: WorkerSettings, sink: FileSink) -> None:
     # Only now, so that `--help` and a wrong flag answer at once.
     from rbee.contracts.home import Home
     from rbee.worker.engines.llama_cpp import EngineOptions, LlamaCpp
     from rbee.worker.lifecycle import run_worker
 
-    try:
-        options = EngineOptions(
-            model=settings.model,
-            alias=settings.shown_model,
-            directory=Home.at(settings.home).workers / settings.worker_id,
-            slots=settings.slots,
-            context_tokens=settings.context_tokens,
-            gpu_layers=settings.gpu_layers,
-            threads=settings.threads,
-            embedding=settings.embedding,
-            reranking=settings.reranking,
-        )
-        run_worker(settings, LlamaCpp(options), sink)
-    except RbeeError as error:
-        _say_failed(settings, error)
-        return MODEL_INVALID_EXIT if isinstance(error, ModelInvalidError) else FAILED_BEFORE_READY_EXIT
-    return 0
+    options = EngineOptions(
+        model=settings.model,
+        alias=settings.shown_model,
+        directory=Home.at(settings.home).workers / settings.worker_id,
+        slots=settings.slots,
+        context_tokens=settings.context_tokens,
+        gpu_layers=settings.gpu_layers,
+        threads=settings.threads,
+        embedding=settings.embedding,
+        reranking=settings.reranking,
+    )
+    run_worker(settings, LlamaCpp(options), sink)
 
 
 def _say_failed(settings: WorkerSettings, error: RbeeError) -> None:

@@ -84,7 +84,10 @@ async def _serve(
             async with serving(front_app(front, settings.worker_token), sock, stop_grace_s=_CLOSE_S):
                 with _story(settings):
                     _say_ready(settings, url_of(sock), context_tokens, load_s)
-                await stop.wait()
+                try:
+                    await stop.wait()
+                finally:
+                    desk.is_draining = True  # a fault of ours ends the worker too: nothing more is taken on
                 _say_stopping(desk.slots_used)
                 kept.create_task(desk.drain(DRAIN_S))
     finally:

@@ -63,7 +63,7 @@ async def hive(tmp_path: Path, registry: JobRegistry) -> AsyncIterator[Hive]:
                 yield Hive(service, queen)
             finally:
                 await service.close()
-                await service.workers.close()
+                await service.deliveries.close()
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
                 outbox.close()

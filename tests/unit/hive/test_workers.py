@@ -25,7 +25,9 @@ from rbee.errors import (
     WorkerError,
 )
 from rbee.hive.catalog import LocalModel
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.outbox import Outbox
+from rbee.hive.returning import Returning
 from rbee.hive.settings import HiveSettings
 from rbee.hive.worker_file import new_worker_file
 from rbee.hive.worker_wanted import WorkerWanted
@@ -60,7 +62,12 @@ class Hive:
     def another(self, program: Path | None = None) -> Workers:
         """Return the workers of another start of the hive."""
         program = program or make_program(self.directory)
-        return Workers(self.home, self.settings, self.outbox, self._change, program=program)
+        self.deliveries = Deliveries(self.outbox)
+        return Workers(self.home, self.settings, self.outbox, self.deliveries, self._change, program=program)
+
+    async def find_again(self) -> None:
+        """Do what a hive does when it comes back."""
+        await Returning(self.home, self.workers, self.deliveries, stop_grace_s=5.0).find_again()
 
     def _change(self) -> None:
         self.changes += 1
@@ -98,7 +105,7 @@ async def hive_of(directory: Path, **settings: Any) -> AsyncIterator[Hive]:
                 yield hive
             finally:
                 await hive.workers.stop_all()
-                await hive.workers.close()
+                await hive.deliveries.close()
                 for pid, _ in find_marked("RBEE_HOME", str(hive.home.root)):
                     os.kill(pid, signal.SIGKILL)
                 running.cancel()
@@ -251,7 +258,7 @@ async def test_program_that_cannot_be_started_leaves_nothing(hive: Hive) -> None
         await workers.start(hive.wanted(READY), HIVE)
 
     assert list(hive.home.workers.iterdir()) == []
-    await workers.close()
+    await hive.deliveries.close()
 
 
 # Stopping
@@ -319,7 +326,7 @@ async def test_fault_while_watching_a_worker_is_not_swallowed(hive: Hive, monkey
 
     with pytest.raises(KeyError, match="a fault"):
         async with asyncio.timeout(5):
-            await asyncio.shield(hive.workers.failure)
+            await asyncio.shield(hive.deliveries.failure)
 
 
 # After a hive that died
@@ -330,7 +337,7 @@ async def leave(hive: Hive) -> None:
     assert await hive.outbox.flush(10)
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
-    await hive.workers.close()
+    await hive.deliveries.close()
 
 
 COUNTING = """
@@ -351,7 +358,7 @@ async def test_worker_of_a_dead_hive_is_adopted_and_nothing_it_says_is_lost_or_r
     await leave(hive)
 
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
     [info] = hive.workers.infos()
     await until(lambda: b"line 300\n" in hive.queen.taken[source])
 
@@ -377,7 +384,7 @@ async def test_worker_that_was_loading_when_its_hive_died_is_adopted_and_waited_
     await leave(hive)
 
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
     waiting = asyncio.ensure_future(hive.workers.until_ready(wanted.worker_id))
     gate.touch()
 
@@ -392,7 +399,7 @@ async def test_worker_whose_number_was_not_written_down_yet_is_found_by_its_id(h
     await leave(hive)
 
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
 
     assert [info.pid for info in hive.workers.infos()] == [worker.process.child.pid]
 
@@ -403,7 +410,7 @@ async def test_worker_that_was_never_started_leaves_nothing(hive: Hive) -> None:
     directory.mkdir()
     new_worker_file(wanted, "token").write(directory)
 
-    await hive.workers.find_again()
+    await hive.find_again()
 
     assert not directory.exists()
     assert hive.exits() == []
@@ -424,7 +431,7 @@ async def test_worker_without_a_usable_file_is_stopped_its_words_delivered_and_i
     hive.queen.cursors.clear()
 
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
     await until(lambda: list(hive.home.workers.iterdir()) == [])
 
     assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
@@ -445,7 +452,7 @@ async def test_worker_that_ended_while_its_hive_was_away_is_not_started_again_an
     await until(lambda: not is_alive(worker.process.child.pid))
 
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
 
     assert hive.workers.infos() == []
     assert [end["worker_id"] for end in hive.exits()] == [wanted.worker_id]
@@ -456,13 +463,13 @@ async def test_end_that_an_earlier_boot_knew_is_told_as_it_was(hive: Hive) -> No
     wanted = hive.wanted("print('spoken')\nsys.exit(7)")
     with pytest.raises(WorkerError):
         await hive.workers.start(wanted, HIVE)
-    await hive.workers.close()
+    await hive.deliveries.close()
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
 
     await hive.queen.start()
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
 
     assert [end["fields"].get("exit_code") for end in hive.exits()] == [7, 7]
 
@@ -471,7 +478,7 @@ async def test_files_of_others_among_the_workers_are_left_alone(hive: Hive) -> N
     (hive.home.workers / "notes.txt").write_text("mine")
     (hive.home.workers / "old").mkdir()
 
-    await hive.workers.find_again()
+    await hive.find_again()
 
     assert sorted(path.name for path in hive.home.workers.iterdir()) == ["notes.txt", "old"]
     assert hive.exits() == []
@@ -482,13 +489,13 @@ async def test_words_that_could_not_be_delivered_wait_for_the_next_start(hive: H
     wanted = hive.wanted("print('spoken')\nsys.exit(1)")
     with pytest.raises(WorkerError):
         await hive.workers.start(wanted, HIVE)
-    await hive.workers.close()
+    await hive.deliveries.close()
     for source in list(hive.outbox._sources.values()):
         hive.outbox.remove(source)
 
     await hive.queen.start()
     hive.workers = hive.another()
-    await hive.workers.find_again()
+    await hive.find_again()
     await until(lambda: list(hive.home.workers.iterdir()) == [])
 
     assert hive.queen.taken[f"{wanted.worker_id}/stdout"] == b"spoken\n"
@@ -500,7 +507,7 @@ async def test_file_of_an_earlier_boot_is_delivered_and_removed(hive: Hive) -> N
     sink.write(b"said before")
     os.close(sink.fd)
 
-    hive.workers.deliver_rest(path, [(f"{HIVE}/boot0", path)])
+    hive.deliveries.deliver_rest(path, [(f"{HIVE}/boot0", path)])
     await until(lambda: not path.exists())
 
     assert hive.queen.taken[f"{HIVE}/boot0"] == b"said before\n"

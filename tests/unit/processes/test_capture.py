@@ -10,6 +10,7 @@ import signal
 import stat
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ async def run(code: str, **given: Any) -> list[CapturedEvent | CapturedLine]:
     async with asyncio.timeout(LIMIT_S):
         async with await capture(**given).spawn([sys.executable, "-c", EMIT + code]) as process:
             return [item async for item in process.events()]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what no event tells."""
+    async with asyncio.timeout(LIMIT_S):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 def write(data: bytes) -> str:
@@ -535,3 +543,45 @@ def test_example_of_the_docstring_runs() -> None:
     with contextlib.redirect_stdout(printed):
         exec(code, {"__name__": "example"})
     assert printed.getvalue() == "job-1 Needs salt\nended with exit code 0\n"
+
+
+async def test_hole_that_a_program_leaves_is_counted_and_what_follows_is_delivered() -> None:
+    code = "os.write(1, b'before\\n'); os.ftruncate(1, 100_000); os.write(1, b'after\\n')"
+    async with await capture().spawn([sys.executable, "-c", EMIT + code]) as process:
+        said = [item.text.strip("\0") async for item in process.events() if isinstance(item, CapturedLine)]
+        assert (said[0], said[-1]) == ("before", "after")
+        assert process.lost_bytes > 0
+        assert process.stdout.exhausted
+
+
+async def test_program_that_cuts_its_output_is_read_on_and_what_it_cost_is_counted() -> None:
+    code = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\nos.write(1, b'before\\n')\n"
+        "signal.sigwait([signal.SIGUSR1])\nos.ftruncate(1, 0)\nos.write(1, b'over\\n')\n"
+        "signal.sigwait([signal.SIGUSR1])\nos.write(1, b'after\\n')\n"
+    )
+    async with await capture().spawn([sys.executable, "-c", EMIT + code]) as process:
+        async for item in process.events():
+            assert item == CapturedLine("stdout", 0, "before")
+            break
+        process.child.send_signal(signal.SIGUSR1)
+        await until(lambda: process.stdout.size == len("over\n"))
+
+        async def go_on() -> None:
+            await until(lambda: process.lost_bytes > 0)
+            process.child.send_signal(signal.SIGUSR1)
+
+        going_on = asyncio.create_task(go_on())
+        async with asyncio.timeout(LIMIT_S):
+            said = [item.text async for item in process.events() if isinstance(item, CapturedLine)]
+        await going_on
+        assert (said, process.lost_bytes) == (["after"], len("over\n"))
+
+
+async def test_program_that_removes_its_files_is_captured_to_its_end() -> None:
+    remove = "import shutil\nshutil.rmtree(os.path.dirname(os.readlink('/proc/self/fd/1')))\n"
+    code = "os.write(1, b'before\\n')\n" + remove
+    async with await capture().spawn([sys.executable, "-c", EMIT + code + "os.write(1, b'after\\n')"]) as process:
+        await process.wait()
+        said = [item.text async for item in process.events() if isinstance(item, CapturedLine)]
+    assert said == ["before", "after"]

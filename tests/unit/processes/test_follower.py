@@ -205,3 +205,99 @@ def test_forget_without_a_newline_ends_with_the_file(growing: Growing) -> None:
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileFollower(tmp_path / "nowhere")
+
+
+def test_what_a_cut_took_is_told_as_lost_and_what_is_appended_then_is_read_whole(growing: Growing) -> None:
+    growing.write(b"one\ntwo\n")
+    assert growing.follower.read(4).data == b"one\n"
+    os.truncate(growing.path, 0)
+    growing.write(b"new\n")
+    assert (growing.follower.read(100).data, growing.follower.exhausted) == (b"", False)
+    assert (growing.follower.skip_hole(), growing.follower.position) == (len(b"two\nnew\n"), 12)
+    growing.write(b"three\n")
+    assert growing.follower.read(100).data == b"three\n"
+    assert growing.follower.truncations == 1
+
+
+def test_cut_that_grew_past_the_position_again_is_noticed_by_the_size_seen_before(growing: Growing) -> None:
+    growing.write(numbered(100))
+    growing.follower.read(16)
+    os.truncate(growing.path, 0)
+    growing.write(b"x" * 40 + b"\n")
+    assert growing.follower.read(100).data == b""
+    assert growing.follower.skip_hole() == 1600 - 16 + 41
+
+
+def test_position_set_back_into_what_a_cut_took_reads_no_zeros(growing: Growing) -> None:
+    growing.write(b"one\ntwo\n")
+    growing.read_all()
+    os.truncate(growing.path, 0)
+    growing.write(b"x\n")
+    growing.follower.read(100)
+    growing.write(b"three\n")
+    growing.follower.rewind(0)
+    assert growing.follower.skip_hole() == 10
+    assert growing.read_all() == b"three\n"
+
+
+def test_sealed_file_that_was_cut_is_read_to_its_end(growing: Growing) -> None:
+    growing.write(b"one\ntwo\n")
+    growing.read_all()
+    os.truncate(growing.path, 0)
+    growing.write(b"x\n")
+    assert growing.follower.seal() == 10
+    assert growing.follower.skip_hole() == 2
+    assert growing.follower.exhausted
+
+
+def test_file_that_is_shorter_than_what_another_reader_had_of_it_loses_nothing_new(growing: Growing) -> None:
+    growing.write(b"one\n")
+    growing.follower.acknowledge(8)
+    assert growing.follower.read(100).data == b""
+    assert growing.follower.skip_hole() == 0
+    growing.write(b"two\n")
+    assert growing.read_all() == b"two\n"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.EPERM, errno.ENOSPC])
+def test_blocks_that_cannot_be_given_back_now_are_given_back_later(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    growing.write(numbered(10_000))
+    with monkeypatch.context() as patch:
+
+        def refuse(fd: int, offset: int, length: int) -> None:
+            raise OSError(error, os.strerror(error))
+
+        patch.setattr(follower, "punch_hole", refuse)
+        growing.follower.acknowledge(BLOCK)
+    before = growing.follower.allocated_bytes
+    growing.follower.acknowledge(3 * BLOCK)
+    assert growing.follower.allocated_bytes == before - 3 * BLOCK
+
+
+def test_cut_file_on_a_full_disk_is_tried_again(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing.write(b"one\ntwo\n")
+    growing.read_all()
+    os.truncate(growing.path, 0)
+    with monkeypatch.context() as patch:
+
+        def refuse(fd: int, offset: int, length: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "posix_fallocate", refuse)
+        assert growing.follower.read(100).data == b""
+        assert growing.follower.truncations == 0
+    assert growing.follower.read(100).data == b""
+    growing.write(b"three\n")
+    assert growing.read_all() == b"three\n"
+
+
+def test_file_whose_name_is_gone_or_another_files_is_followed_all_the_same(growing: Growing) -> None:
+    growing.write(b"one\n")
+    growing.path.unlink()
+    growing.path.write_bytes(b"a stranger's\n")
+    growing.write(b"two\n")
+    assert growing.follower.tail(4) == b"two\n"
+    assert growing.read_all() == b"one\ntwo\n"
+    assert growing.follower.open_path.read_bytes() == b"one\ntwo\n"
