@@ -13,8 +13,10 @@ import aiohttp
 
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id
+from rbee.hive.deliveries import Deliveries
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
+from rbee.hive.returning import Returning
 from rbee.hive.service import open_narration_file
 from rbee.hive.settings import HiveSettings
 from rbee.hive.workers import Workers
@@ -30,18 +32,19 @@ async def main(root: Path, queen_url: str, hive_id: str) -> None:
     async with aiohttp.ClientSession() as session, asyncio.timeout(LIMIT_S):
         outbox = Outbox(QueenLink(session, queen_url, hive_id, None))
         outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
-        workers = Workers(home, HiveSettings(), outbox, lambda: None)
+        deliveries, settings = Deliveries(outbox), HiveSettings()
+        workers = Workers(home, settings, outbox, deliveries, lambda: None)
         carrying = asyncio.ensure_future(outbox.run())
         for path in sorted(home.hive.iterdir()):
             if path.name != boot_id:
-                workers.deliver_rest(path, [(f"{hive_id}/{path.name}", path)])
-        await workers.clear_strays()
+                deliveries.deliver_rest(path, [(f"{hive_id}/{path.name}", path)], goes_first=True)
+        await Returning(home, workers, deliveries, stop_grace_s=settings.stop_grace_s).find_again()
         narrate("hive_ready", "Cleared up.")
-        await asyncio.gather(*workers._tasks)
+        await asyncio.gather(*deliveries._tasks)
         assert await outbox.flush(LIMIT_S)
         carrying.cancel()
         await asyncio.gather(carrying, return_exceptions=True)
-        await workers.close()
+        await deliveries.close()
         outbox.close()
 
 
