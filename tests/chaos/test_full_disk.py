@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import subprocess
 import tempfile
 from collections import Counter
@@ -142,7 +143,7 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
     rbee_models: Path, figure: Callable[[str, object], None]
 ) -> None:
     asked = {"operation": "infer", "prompt": "Count", "max_tokens": 3000, "ignore_eos": True}
-    async with LocalStack(models=rbee_models, env={"RBEE_STALL_S": "2"}) as stack:
+    async with LocalStack(models=rbee_models, env={"RBEE_STALL_S": "2", "RBEE_STOP_GRACE_S": "1"}) as stack:
         with _mounted(stack.home / "workers", 256 * 1024) as disk:
             tokens = 0
             async with asyncio.timeout(90), stack.client() as client:
@@ -157,3 +158,26 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
             log = await stack.run_job({**asked, "max_tokens": 5})
             assert log[-1]["state"] == "completed", log[-1]
             assert log[-1]["result"]["usage"]["completion_tokens"] == 5
+
+
+async def test_hive_that_died_starts_and_adopts_its_worker_once_its_full_home_has_room(
+    rbee_models: Path, small_disk: Path, figure: Callable[[str, object], None]
+) -> None:
+    asked = {"operation": "infer", "prompt": "Say hello.", "max_tokens": 4}
+    async with LocalStack(models=rbee_models) as stack:
+        first = await stack.run_job(asked)
+        assert stack.hive is not None
+        stack.hive.signal(signal.SIGKILL)
+        await stack.hive.wait()
+        ballast = _fill(small_disk)
+        refused = await stack.program("rbee-hive", "--port", "0", "--queen-url", stack.url)
+        assert (refused.exit_code, "No space left on device" in refused.stderr) == (3, True), refused
+        assert "Traceback" not in refused.stderr, refused.stderr
+        figure("what a hive says that cannot start", refused.stderr.strip())
+        ballast.unlink()
+        await stack.start_hive()
+        await stack.until_hive_is_live()
+        again = await stack.run_job(asked)
+        assert again[-1]["state"] == "completed", again[-1]
+        assert "worker_startup" in [event.get("action") for event in first]
+        assert "worker_startup" not in [event.get("action") for event in again]
