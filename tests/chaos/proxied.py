@@ -79,3 +79,10 @@ async def proxied_stack(seed: int, **options: Any) -> AsyncIterator[Proxied]:
 def said_by_hive(events: Sequence[Event]) -> list[int]:
     """Return the numbers of the sentences that a `hive_check` said, in the order of the log."""
     return [event["fields"]["number"] for event in events if event.get("action") == "hive_check"]
+
+
+def assert_all_is_accounted_for(events: Sequence[Event], lines: int) -> None:
+    """Check that each sentence of a `hive_check` is in the log, once and in order, or the log tells of a gap."""
+    said = said_by_hive(events)
+    assert said == sorted(set(said))
+    assert (len(said) < lines) == any(event["kind"] == "gap" for event in events)

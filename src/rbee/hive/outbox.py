@@ -10,12 +10,15 @@ from pathlib import Path
 from rbee.contracts.events import TOKEN_PREFIX, encode_json
 from rbee.contracts.heartbeats import SourceHeader
 from rbee.errors import RbeeError
+from rbee.hive.batches import cut_off, stretch_bytes
 from rbee.hive.queen_link import QueenLink, backoff_s
 from rbee.narration import narrate
 from rbee.processes import FileFollower, FileWatch
 
 BATCH_BYTES_MAX = 1024 * 1024
 SOURCE_BYTES_MAX = 64 * 1024
+PIECE_BYTES_MAX = 4 * 1024 * 1024  # more than any batch
+PIECE_BYTES_MIN = 4 * 1024
 CAPTURE_BYTES_MAX = 256 * 1024 * 1024
 LOOK_AGAIN_S = 5.0
 LAST_LINES = 20
@@ -115,6 +118,7 @@ class Outbox:
         self._watch = FileWatch()
         self._sources: dict[str, Source] = {}
         self._is_away = False
+        self._piece_bytes = PIECE_BYTES_MAX
         self._moved = asyncio.Event()
 
     def add(self, name: str, path: Path, *, goes_first: bool = False) -> Source:
@@ -193,24 +197,38 @@ class Outbox:
         return sorted(self._sources.values(), key=lambda source: not source.goes_first)
 
     async def _deliver(self, batch: list[bytes]) -> None:
+        """Bring a batch to the queen, in pieces where the way to her does not carry it in one.
+
+        Every failure halves what is sent at once, every success doubles it again.
+        """
         attempt = 0
-        while True:
+        cursors: dict[str, int] = {}
+        rest = batch
+        while rest:
+            part, following = cut_off(rest, self._piece_bytes)
             try:
-                cursors = await self._link.events(batch)
-                break
+                cursors |= await self._link.events(part)
             except RbeeError as error:
                 self._say_away(error)
                 for source in self._sources.values():
                     source.bound(self._capture_bytes_max)
+                self._piece_bytes = max(PIECE_BYTES_MIN, min(self._piece_bytes, stretch_bytes(part)) // 2)
                 await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
-        if self._is_away:
-            self._is_away = False
-            narrate("hive_queen_back", "The queen takes events again.")
+            else:
+                rest, attempt = following, 0
+                self._piece_bytes = min(PIECE_BYTES_MAX, self._piece_bytes * 2)
+                self._say_back()
         for name, cursor in cursors.items():
             if name in self._sources:
                 self._sources[name].acknowledge(cursor)
         self._moved.set()
+
+    def _say_back(self) -> None:
+        self._moved.set()
+        if self._is_away:
+            self._is_away = False
+            narrate("hive_queen_back", "The queen takes events again.")
 
     def _say_away(self, error: RbeeError) -> None:
         if not self._is_away:

@@ -48,9 +48,10 @@ class QueenLink:
         Raises:
             RbeeError: As for `heartbeat`.
         """
-        return (await self._post("/events", b"".join(parts), "application/x-ndjson", Cursors)).cursors
+        body = b"".join(parts)
+        return (await self._post("/events", body, "application/x-ndjson", Cursors, TIMEOUT_S)).cursors
 
-    async def _post(self, path: str, body: bytes, media: str, kind: type[T], timeout_s: float = TIMEOUT_S) -> T:
+    async def _post(self, path: str, body: bytes, media: str, kind: type[T], timeout_s: float) -> T:
         headers = {**self._headers, "content-type": media}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:

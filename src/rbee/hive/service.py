@@ -73,7 +73,7 @@ class HiveService:
         self.deliveries = Deliveries(outbox)
         self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
         self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
-        self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers())
+        self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers(), is_known=False)
         self._is_away = False
         self.is_closing = False
 

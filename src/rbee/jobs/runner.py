@@ -114,13 +114,22 @@ class JobRunner:
         actor: The program, first word of the closing sentence's action (`queen_complete`).
         owner: This process's boot id.
         handlers: By operation type.
+        is_known: Whoever hears this program speak knows its jobs. Else its closing sentence names the job in a
+            field: `<actor>_job_id`.
     """
 
     def __init__(
-        self, registry: JobRegistry, *, actor: str, owner: str, handlers: Mapping[type[Any], Handler]
+        self,
+        registry: JobRegistry,
+        *,
+        actor: str,
+        owner: str,
+        handlers: Mapping[type[Any], Handler],
+        is_known: bool = True,
     ) -> None:
         self.registry = registry
         self.actor = actor
+        self._is_known = is_known
         self.owner = owner
         self._handlers = dict(handlers)
         self._jobs: dict[str, RunningJob] = {}
@@ -238,11 +247,10 @@ class JobRunner:
             await asyncio.sleep(END_AGAIN_S)
 
     async def _end(self, record: JobRecord, ending: Ending, facts: dict[str, Any] | None = None) -> JobRecord:
+        code = {"code": ending.error.code} if ending.error else {}
+        fields = {**(facts or {}), **code}
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-            code = {"code": ending.error.code} if ending.error else {}
-            line = compose(
-                f"{self.actor}_{ending.word}", ending.message, level=ending.level, **{**(facts or {}), **code}
-            )
+            line = self._closing(ending, fields)
         try:
             after = await self.registry.end(
                 record.job_id,
@@ -259,5 +267,11 @@ class JobRunner:
             if other.state is JobState.QUEUED:  # its handler never started it, so it cannot be complete
                 raise
             return other  # it has ended meanwhile, or is someone else's: that stands
+        if not self._is_known:
+            with scope(job_id=None, correlation_id=record.correlation_id, model=record.model):
+                line = self._closing(ending, {**fields, f"{self.actor}_job_id": record.job_id})
         emit(line)
         return after
+
+    def _closing(self, ending: Ending, fields: dict[str, Any]) -> bytes:
+        return compose(f"{self.actor}_{ending.word}", ending.message, level=ending.level, **fields)

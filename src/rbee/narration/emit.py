@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import time_ns
 from typing import Any
+
+from msgspec import Struct
 
 from rbee.contracts.events import Level
 from rbee.narration.lines import Narration, encode_narration
-from rbee.narration.scope import Scope, current_scope
+from rbee.narration.quick import prepare, quick_line
+from rbee.narration.scope import Scope, current_place
 from rbee.narration.sinks import FileSink, ListSink, Sink
 
 
-class _Process:
-    """Who this process is and where it speaks; set once at start, stdout until then."""
+class _Speaker(Struct, frozen=True, eq=False):
+    """Who this process is, and where it speaks."""
 
-    actor = "process"
-    sink: Sink = FileSink(1)
-    names = Scope()
+    actor: str
+    sink: Sink
+    names: Scope
+
+
+class _Process:
+    """Set once at start; stdout until then."""
+
+    speaker = _Speaker("process", FileSink(1), Scope())
 
 
 def configure(
     *, actor: str, sink: Sink | None = None, hive_id: str | None = None, worker_id: str | None = None
 ) -> None:
     """Say who speaks in this process and where to. Call once, at program start."""
-    _Process.actor = actor
-    _Process.sink = sink or FileSink(1)
-    _Process.names = Scope(hive_id=hive_id, worker_id=worker_id)
+    names = Scope(hive_id=hive_id, worker_id=worker_id)
+    _Process.speaker = _Speaker(actor, sink or FileSink(1), names)
 
 
 def compose(
     action: str, message: str, /, *, level: Level = "info", attempt: int | None = None, **fields: Any
 ) -> bytes:
     """Make the line of an event in the scope of this moment, without writing it."""
-    scope, names = current_scope(), _Process.names
-    return encode_narration(
-        Narration(
-            v=1,
-            kind="narration",
-            ts=time.time_ns(),
-            actor=scope.actor or _Process.actor,
-            action=action,
-            message=message,
-            level=level,
-            job_id=scope.job_id,
-            correlation_id=scope.correlation_id,
-            hive_id=scope.hive_id or names.hive_id,
-            worker_id=scope.worker_id or names.worker_id,
-            model=scope.model,
-            attempt=attempt,
-            fields=fields or None,
-        )
-    )
+    speaker = _Process.speaker
+    line = quick_line(speaker, action, message, attempt, fields) if level == "info" else None
+    return line or _line(speaker, action, message, level, attempt, fields)
 
 
 def narrate(
@@ -67,21 +59,60 @@ def narrate(
         attempt: The attempt of the job it is about, where there is one.
         fields: What else belongs to it: anything JSON can hold; the rest is written as its `repr`.
     """
-    emit(compose(action, message, level=level, attempt=attempt, **fields))
+    speaker = _Process.speaker
+    line = quick_line(speaker, action, message, attempt, fields) if level == "info" else None
+    speaker.sink.write(line or _line(speaker, action, message, level, attempt, fields))
+
+
+def _line(
+    speaker: _Speaker, action: str, message: str, level: Level, attempt: int | None, fields: dict[str, Any]
+) -> bytes:
+    """Make a line with all care, and the way free for the next ones in this scope to be quick."""
+    place = current_place()
+    names = _names(speaker, place.scope)
+    if place.prepared is None or place.prepared.speaker is not speaker:
+        place.prepared = prepare(speaker, place.scope.actor or speaker.actor, names)
+        if level == "info" and (line := quick_line(speaker, action, message, attempt, fields)) is not None:
+            return line
+    return encode_narration(
+        Narration(
+            v=1,
+            kind="narration",
+            ts=time_ns(),
+            actor=place.scope.actor or speaker.actor,
+            action=action,
+            message=message,
+            level=level,
+            attempt=attempt,
+            fields=fields or None,
+            **names,
+        )
+    )
+
+
+def _names(speaker: _Speaker, scope: Scope) -> dict[str, str | None]:
+    """Return what an event says about whom, in the order of the line."""
+    return {
+        "job_id": scope.job_id,
+        "correlation_id": scope.correlation_id,
+        "hive_id": scope.hive_id or speaker.names.hive_id,
+        "worker_id": scope.worker_id or speaker.names.worker_id,
+        "model": scope.model,
+    }
 
 
 def emit(line: bytes) -> None:
     """Write a composed line to where this process speaks."""
-    _Process.sink.write(line)
+    _Process.speaker.sink.write(line)
 
 
 @contextmanager
 def captured_narration(actor: str = "test") -> Iterator[ListSink]:
     """Collect what is narrated inside the `with` block in a `ListSink`: for tests, ours and yours."""
-    before = (_Process.actor, _Process.sink, _Process.names)
+    before = _Process.speaker
     sink = ListSink()
     configure(actor=actor, sink=sink)
     try:
         yield sink
     finally:
-        _Process.actor, _Process.sink, _Process.names = before
+        _Process.speaker = before

@@ -28,14 +28,14 @@ class Narration(Struct, kw_only=True, frozen=True, omit_defaults=True):
     kind: str
     ts: int
     actor: str
-    action: str
-    message: str
-    level: Level = "info"
     job_id: str | None = None
     correlation_id: str | None = None
     hive_id: str | None = None
     worker_id: str | None = None
     model: str | None = None
+    action: str
+    message: str
+    level: Level = "info"
     attempt: int | None = None
     fields: dict[str, Any] | None = None
 

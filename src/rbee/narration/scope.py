@@ -25,13 +25,24 @@ class Scope(Struct, frozen=True):
     model: str | None = None
 
 
-_EMPTY = Scope()  # frozen, so one default serves all
-_scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("rbee_scope", default=_EMPTY)
+class Place:
+    """A scope in force, with room for what `emit` makes of it once, for all events said in it."""
+
+    __slots__ = ("prepared", "scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.prepared: Any = None
+
+
+_NOWHERE = Place(Scope())
+_place: contextvars.ContextVar[Place] = contextvars.ContextVar("rbee_scope", default=_NOWHERE)
+current_place = _place.get
 
 
 def current_scope() -> Scope:
     """Return the scope in force here."""
-    return _scope.get()
+    return _place.get().scope
 
 
 @contextmanager
@@ -40,13 +51,13 @@ def scope(**names: str | None) -> Iterator[Scope]:
 
     Tasks made inside inherit the scope; threads do not, unless they are run with `run_in_scope`.
     """
-    inner = msgspec.structs.replace(_scope.get(), **names)
-    token = _scope.set(inner)
+    inner = msgspec.structs.replace(_place.get().scope, **names)
+    token = _place.set(Place(inner))
     try:
         yield inner
     finally:
         try:
-            _scope.reset(token)
+            _place.reset(token)
         except ValueError:
             # A generator closed in another context: that context never saw our value.
             pass
@@ -54,13 +65,13 @@ def scope(**names: str | None) -> Iterator[Scope]:
 
 def run_in_scope(function: Callable[P, R]) -> Callable[P, R]:
     """Return `function` bound to the scope of this moment, for a thread or an executor."""
-    captured = _scope.get()
+    captured = _place.get()
 
     def bound(*args: P.args, **kwargs: P.kwargs) -> R:
         context = contextvars.copy_context()
 
         def inside() -> Any:
-            _scope.set(captured)
+            _place.set(captured)
             return function(*args, **kwargs)
 
         result: R = context.run(inside)

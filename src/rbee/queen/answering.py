@@ -163,7 +163,7 @@ class Answering:
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.
 
-        While the hive is live, it is waited for until its stream has not moved for 2 s (30 s in all); while it is
+        While the hive is live, it is waited for until its stream has not moved for 4 s (30 s in all); while it is
         stale, until it is lost.
         """
         loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from rbee.contracts.events import NewEvent, SourceLine, captured_event, decode_source_line, new_event
 from rbee.contracts.heartbeats import SourceHeader
+from rbee.contracts.ids import is_id
 from rbee.contracts.stretches import Piece
 from rbee.jobs.records import Entry
 
@@ -47,10 +48,17 @@ class Speaker(Struct, frozen=True):
 
 
 class Heard(Struct, frozen=True):
-    """A line after the decision: where it goes, and the event when it was one that was believed."""
+    """A line after the decision.
+
+    Attributes:
+        entry: Where it goes.
+        line: The event, when it was one that was believed.
+        stray: The piece of an answer that nobody waits for from this worker.
+    """
 
     entry: Entry
     line: SourceLine | None = None
+    stray: SourceLine | None = None
 
 
 def hear(piece: Piece, speaker: Speaker, observed_ts: int) -> Heard:
@@ -67,7 +75,7 @@ def hear(piece: Piece, speaker: Speaker, observed_ts: int) -> Heard:
         return Heard(Entry(speaker.log_id, event), line)
     refused = _refused(piece, line, speaker, observed_ts)
     if not _may_speak_of(line, speaker):
-        return Heard(Entry(speaker.log_id, refused))
+        return Heard(Entry(speaker.log_id, refused), stray=line if _is_piece_of_answer(line) else None)
     return Heard(
         Entry(line.job_id, event, otherwise=(speaker.log_id, event if speaker.is_hive else refused)), line
     )
@@ -80,6 +88,10 @@ def _may_speak_of(line: SourceLine, speaker: Speaker) -> bool:
     if line.attempt is not None:
         return speaker.placed.get(job_id) == line.attempt
     return line.kind == "narration" and (job_id == speaker.started_for or job_id in speaker.placed)
+
+
+def _is_piece_of_answer(line: SourceLine) -> bool:
+    return line.kind == "token" and line.attempt is not None and is_id("job", line.job_id or "")
 
 
 def _raw(piece: Piece, speaker: Speaker, observed_ts: int) -> NewEvent:

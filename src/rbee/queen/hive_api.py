@@ -99,6 +99,7 @@ class HiveApi:
         """Submit until the hive answers, wherever it is by then; returns who took it, and the hive's job."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
+        why = "it did not answer in time."
         while True:
             hive = self._book.hive(hive_id)
             client = self._client(hive, correlation_id)
@@ -106,8 +107,9 @@ class HiveApi:
                 async with asyncio.timeout_at(min(deadline, loop.time() + ATTEMPT_S)):
                     return hive, (await client.submit(operation, idempotency_key=idempotency_key)).job_id
             except (UnavailableError, TimeoutError) as error:
+                why = why if isinstance(error, TimeoutError) else _why(error)
                 if loop.time() + RETRY_S >= deadline:
-                    raise self._lost(hive_id, _why(error)) from error
+                    raise self._lost(hive_id, why) from error
             await self._book.changed(RETRY_S)
 
     def _lost(self, hive_id: str, why: str) -> HiveLostError:
@@ -121,8 +123,8 @@ class HiveApi:
             pass  # a hive that cannot be reached ends the worker by itself, by its keep-alive
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, RbeeError) and error.__cause__ is None:
+def _why(error: UnavailableError) -> str:
+    if error.__cause__ is None:
         return error.message
     return f"{reason_of(error.__cause__ or error)}."
 

@@ -15,7 +15,7 @@ from rbee.contracts.heartbeats import SourceHeader
 from rbee.contracts.stretches import Piece, split
 from rbee.errors import InvalidRequestError
 from rbee.jobs import JobRegistry
-from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
+from rbee.jobs.records import SourceBatch
 from rbee.queen.claims import Speaker, hear, lost_stretch, refused_stretch
 from rbee.queen.worker_exits import kept_exit
 from rbee.queen.workers import WorkerBook
@@ -41,7 +41,8 @@ class _Read(Struct):
     """One stretch, cut and judged: what to commit, and what to act on once it is."""
 
     batch: SourceBatch
-    believed: list[tuple[str, SourceLine]]
+    believed: list[tuple[str, SourceLine]] = []
+    strays: list[tuple[str, SourceLine]] = []
 
 
 def parse_batch(body: bytes) -> Iterator[Stretch]:
@@ -117,6 +118,8 @@ class Ingest:
         for read in reads:
             for speaker, line in read.believed:
                 self._workers.heard(speaker, line)
+            for worker_id, line in read.strays:
+                self._workers.stray(worker_id, hive_id, line)
             for record in read.batch.ended_workers:
                 self._workers.exited(record)
 
@@ -131,28 +134,25 @@ def _read(
         return None
     if header.lost_bytes:
         entries = lost_stretch(speaker, cursor, stretch.end - cursor, header.lost_lines, observed_ts)
-        return _Read(SourceBatch(header.source, cursor, stretch.end, 0, entries), [])
+        return _Read(SourceBatch(header.source, cursor, stretch.end, 0, entries))
     found = split(stretch.data[cursor - header.offset :], offset=cursor, part=part, final=True)
-    entries, believed, ended = _judged(found.pieces, speaker, workers, observed_ts)
-    return _Read(SourceBatch(header.source, cursor, found.offset, found.part, entries, ended), believed)
+    read = _Read(SourceBatch(header.source, cursor, found.offset, found.part, [], []))
+    for piece in found.pieces:
+        _judge(piece, read, speaker, workers, observed_ts)
+    return read
 
 
-def _judged(
-    pieces: list[Piece], speaker: Speaker, workers: WorkerBook, observed_ts: int
-) -> tuple[list[Entry], list[tuple[str, SourceLine]], list[WorkerRecord]]:
-    """Decide about each piece: where it goes, what is believed of it, and which ends of workers are kept back."""
-    entries: list[Entry] = []
-    believed: list[tuple[str, SourceLine]] = []
-    ended: list[WorkerRecord] = []
-    for piece in pieces:
-        heard = hear(piece, speaker, observed_ts)
-        if speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit":
-            kept = kept_exit(piece.data, source=speaker.source, offset=piece.offset, observed_ts=observed_ts)
-            record = workers.ended_record(kept, speaker.log_id)
-            if record is not None:
-                ended.append(record)
-                continue
-        entries.append(heard.entry)
-        if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
-            believed.append((speaker.log_id, heard.line))
-    return entries, believed, ended
+def _judge(piece: Piece, read: _Read, speaker: Speaker, workers: WorkerBook, observed_ts: int) -> None:
+    """Decide about a piece: where it goes, whether it is believed or astray, or an end that is kept back."""
+    heard = hear(piece, speaker, observed_ts)
+    if speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit":
+        kept = kept_exit(piece.data, source=speaker.source, offset=piece.offset, observed_ts=observed_ts)
+        record = workers.ended_record(kept, speaker.log_id)
+        if record is not None:
+            read.batch.ended_workers.append(record)
+            return
+    read.batch.entries.append(heard.entry)
+    if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
+        read.believed.append((speaker.log_id, heard.line))
+    if heard.stray is not None and not speaker.is_hive:
+        read.strays.append((speaker.log_id, heard.stray))

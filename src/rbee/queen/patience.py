@@ -11,13 +11,13 @@ from rbee.jobs import JobRegistry
 from rbee.queen.hives import HiveBook
 from rbee.queen.workers import WorkerBook
 
-UNMOVED_S = 2.0
+UNMOVED_S = 4.0  # longer than a hive that was cut off takes to count as stale
 WAIT_S_MAX = 30.0
 LOOK_S = 0.25
 
 
 class Patience:
-    """Decides when to wait no longer: the stream of a live hive has not moved for 2 s, or 30 s are over.
+    """Decides when to wait no longer: a live hive's stream has not moved for 4 s, or 30 s are over.
 
     While the hive is stale these times stand still; when it is lost, they are over.
     """

@@ -62,6 +62,7 @@ class WorkerBook:
         self._records: dict[str, WorkerRecord] = {}
         self._placements: dict[str, dict[str, Placement]] = {}
         self._superseded: list[Placement] = []
+        self._strays: dict[tuple[str, str, int], None] = {}
         self._handed: dict[str, dict[str, None]] = {}
         self._starts: dict[str, _Start] = {}
         self._draining: set[str] = set()
@@ -134,6 +135,19 @@ class WorkerBook:
         """Take note of an attempt that was given up while its worker may still be at it."""
         self._superseded.append(placement)
         del self._superseded[:-SUPERSEDED_MAX]
+
+    def stray(self, worker_id: str, hive_id: str, line: SourceLine) -> None:
+        """Take note of an answer that nobody waits for, by the first refused line of it.
+
+        So a queen who was started again stops what she no longer knows of, too.
+        """
+        job_id, attempt = line.job_id or "", line.attempt or 0
+        stray = (worker_id, job_id, attempt)
+        if stray not in self._strays:
+            self._strays[stray] = None
+            if len(self._strays) > SUPERSEDED_MAX:
+                del self._strays[next(iter(self._strays))]
+            self.supersede(Placement(job_id, worker_id, hive_id, attempt))
 
     def superseded(self) -> list[Placement]:
         """Return the attempts whose requests are still to be stopped."""

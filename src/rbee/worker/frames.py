@@ -62,6 +62,8 @@ def line_start(whole: bytes, text: bytes) -> int:
 
 
 def _frame_data(frame: bytes) -> bytes | None:
+    if frame.startswith(b"data: ") and frame.find(b"\n") == len(frame) - 2 and b"\r" not in frame:
+        return frame[6:-2]  # one line, as nearly every token's frame
     lines = [line[5:] for line in frame.splitlines() if line.startswith(b"data:")]
     if not lines:
         return None

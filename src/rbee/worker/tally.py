@@ -59,7 +59,7 @@ class Tally:
 
     def _note_usage(self, chunk: Mapping[str, Any]) -> None:
         for holder in (chunk, chunk.get("response"), chunk.get("message")):
-            usage = holder.get("usage") if isinstance(holder, Mapping) else None
+            usage = holder.get("usage") if isinstance(holder, dict) else None
             if isinstance(usage, dict):
                 self._usage |= {key: value for key, value in usage.items() if isinstance(value, int)}
 
@@ -92,8 +92,9 @@ class Tally:
     @property
     def completion_tokens(self) -> int | None:
         """Tokens generated so far, over all answers."""
-        if self._timings:
-            return int(sum(one.get("predicted_n", 0) for one in self._timings))
+        timings = self._timings
+        if timings:
+            return int(sum([one.get("predicted_n", 0) for one in timings]))
         for name in ("completion_tokens", "output_tokens"):
             if self._usage.get(name):
                 return int(self._usage[name])

@@ -184,7 +184,7 @@ class Cluster:
         tasks = [asyncio.ensure_future(service.run_heartbeats()), asyncio.ensure_future(outbox.run())]
         narrate("hive_ready", f"Listening on {url}.", url=url)
         told = asyncio.ensure_future(stop.wait())
-        endless: list[asyncio.Future[Any]] = [*tasks, service.workers.failure]
+        endless: list[asyncio.Future[Any]] = [*tasks, service.deliveries.failure]
         await asyncio.wait([told, *endless], return_when=asyncio.FIRST_COMPLETED)
         await service.close()
         await outbox.flush(FLUSH_S)
@@ -193,7 +193,7 @@ class Cluster:
         for result in await asyncio.gather(*endless, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-        await service.workers.close()
+        await service.deliveries.close()
         await registry.close()
 
     def _forget_hive(self, machine: Machine, service: HiveService) -> None:

@@ -28,6 +28,7 @@ class SmallQueen:
         batches: The headers of every batch, in order.
         losses: The headers of the lost stretches that were committed.
         failures: So many next batches are committed, but not acknowledged.
+        carried_bytes_max: What is larger does not get through to her.
         refusal: What everything is answered with instead of being taken, when it is set.
         heartbeats: What was told.
     """
@@ -38,6 +39,7 @@ class SmallQueen:
         self.batches: list[list[SourceHeader]] = []
         self.losses: list[SourceHeader] = []
         self.failures = 0
+        self.carried_bytes_max: int | None = None
         self.refusal: web.Response | None = None
         self.heartbeats: list[Heartbeat] = []
         self.hive_id = new_id("hive")
@@ -74,6 +76,10 @@ class SmallQueen:
     async def _events(self, request: web.Request) -> web.Response:
         if self.refusal is not None:
             return self.refusal
+        if self.carried_bytes_max is not None and (request.content_length or 0) > self.carried_bytes_max:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         stretches = list(parse_batch(await request.read()))
         self.batches.append([stretch.header for stretch in stretches])
         cursors = {}

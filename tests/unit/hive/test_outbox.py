@@ -325,3 +325,16 @@ async def test_outbox_that_cannot_read_a_file_ends_instead_of_going_silent(tmp_p
             await outbox.run()
         source.follower._fd = -1
         outbox.close()
+
+
+async def test_way_is_given_as_much_as_it_carries(hive: Hive) -> None:
+    """A batch that does not get through is brought in pieces; nothing is lost or doubled."""
+    hive.queen.carried_bytes_max = 20_000
+    data = lines(3000)
+    source = hive.source("w", data)
+    source.seal()
+    await hive.delivered(source)
+    assert hive.queen.taken["w"] == data
+    sizes = [sum(header.bytes for header in batch) for batch in hive.queen.batches]
+    assert max(sizes) < 20_000
+    assert len(sizes) < 12  # and in no smaller ones than that

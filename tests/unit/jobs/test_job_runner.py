@@ -411,3 +411,21 @@ async def test_many_jobs_at_once_each_end_once_and_narrate_under_their_own_name(
         assert (await registry.view(record.job_id)).result == {"id": record.job_id}
     assert all(event["job_id"] == event["message"] for event in said.events if event["action"] == "queen_speak")
     assert said.actions.count("queen_complete") == 100
+
+
+async def test_runner_whose_jobs_nobody_knows_says_their_end_in_no_jobs_name(
+    registry: JobRegistry, said: ListSink
+) -> None:
+    async def work(job: RunningJob) -> None:
+        await job.start()
+
+    runner = JobRunner(registry, actor="hive", owner="boot-1", handlers={}, is_known=False)
+    record = await new_job(registry)
+    job = runner.launch(record, QueenCheck(), work)
+    assert job.task is not None
+    await job.task
+
+    [closing] = [event for event in said.events if event["action"] == "hive_complete"]
+    assert (closing.get("job_id"), closing["fields"]) == (None, {"hive_job_id": record.job_id})
+    kept = json.loads((await whole_log(registry, record.job_id))[-2])
+    assert (kept["job_id"], kept.get("fields")) == (record.job_id, None)

@@ -32,7 +32,7 @@ def encoded(message: Any = "Hello", **values: Any) -> dict[str, Any]:
 
 def test_encode_fields_stand_in_a_fixed_order_and_absent_ones_are_left_out() -> None:
     assert list(encoded(job_id="job-1", fields={"n": 1})) == [
-        *("v", "kind", "ts", "actor", "action", "message", "job_id", "fields")
+        *("v", "kind", "ts", "actor", "job_id", "action", "message", "fields")
     ]
 
 

@@ -33,6 +33,10 @@ def redacted(value: Any) -> Any:
         ("body was {'api_key': 'abc', 'n': 1}", "body was {'api_key': '***', 'n': 1}"),
         ("token: 8c4f91ab2", "token: ***"),
         ("worker_token=abcd", "worker_token=***"),
+        ("ghs_abcdefghijklmnopqrstuvwxyz was refused", "ghs_*** was refused"),
+        ("Keys:\nsk-abcdefgh12\ttoken: 8c4f91ab2", "Keys:\nsk-***\ttoken: ***"),
+        ("Headers:\r\nBearer abcdef123456", "Headers:\r\nBearer ***"),
+        ("Headers:\nBasic dXNlcjpwYXNz", "Headers:\nBasic ***"),
     ],
 )
 def test_redact_sentence_with_secret_masks_only_the_secret(sentence: str, expected: str) -> None:

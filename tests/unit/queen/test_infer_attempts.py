@@ -232,3 +232,17 @@ async def test_words_that_come_while_the_queen_ends_are_still_the_jobs(whole_que
     await hive.say(f"{worker_id}/stdout", token(job_id, text="late"))
 
     assert (await whole_queen.said(job_id))[-1] == "token"
+
+
+async def test_answer_that_nobody_waits_for_is_stopped_once(whole_queen: Queen) -> None:
+    """So ends what an earlier queen had given up while its hive was away, whatever became of the job."""
+    hive = await whole_queen.hive()
+    job_id, worker_id = await asked(whole_queen, hive)
+    await hive.answer(worker_id, job_id, "whole")
+    await whole_queen.end(job_id)
+    await hive.say(f"{worker_id}/stdout", token(job_id, text="more"))
+    await until(lambda: hive.stopped == [f"{job_id}.1"])
+    await until(lambda: whole_queen.service.workers.slots_used(worker_id) == 0)
+    await hive.say(f"{worker_id}/stdout", token(job_id, text="and more"), token("no job", text="forged"))
+    assert whole_queen.service.workers.superseded() == []
+    assert hive.stopped == [f"{job_id}.1"]

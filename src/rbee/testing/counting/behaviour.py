@@ -15,7 +15,7 @@ class Behaviour(Struct, frozen=True, kw_only=True):
     """What the workers of one model do.
 
     Attributes:
-        rate: Tokens a second of each answer.
+        rate: Tokens a second of each answer; looked up anew when one begins.
         load: How a load ends: well, with an error in good order, with SIGKILL, or never.
         load_s: How long it takes.
         failures: How many loads end as `load` says; those after it end well. -1: all.
@@ -30,7 +30,7 @@ class Behaviour(Struct, frozen=True, kw_only=True):
 
 
 def behave(model: Path, behaviour: Behaviour) -> None:
-    """Have the workers of `model` behave so from their next start on."""
+    """Have the workers of `model` behave so from their next start on; the rate holds from their next answer on."""
     write_whole(_file(model), msgspec.json.encode(behaviour))
 
 

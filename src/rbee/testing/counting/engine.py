@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from rbee.errors import ModelInvalidError
 from rbee.testing.counting.acts import Acts
-from rbee.testing.counting.behaviour import Behaviour, note_load
+from rbee.testing.counting.behaviour import Behaviour, behaviour_of, note_load
 from rbee.testing.counting.count import Count, pieces
 from rbee.testing.counting.frames import ChatFrames
 from rbee.worker.engines import EngineAddress
@@ -129,7 +129,7 @@ class CountingEngine:
             _whole(writer, 400, _error(400, "invalid_request_error", str(error)))
             return
         writer.write(_STREAM_HEAD)
-        started_s, step_s = time.monotonic(), 1 / (count.rate or self._behaviour.rate)
+        started_s, step_s = time.monotonic(), 1 / (count.rate or behaviour_of(self._options.model).rate)
         for number, piece in enumerate(made):
             if piece.finish_reason is None:
                 await asyncio.sleep(max(0.0, started_s + number * step_s - time.monotonic()))
