@@ -149,7 +149,8 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
     rbee_models: Path, figure: Callable[[str, object], None]
 ) -> None:
     asked = {"operation": "infer", "prompt": "Count", "max_tokens": 3000, "ignore_eos": True}
-    async with LocalStack(models=rbee_models, env={"RBEE_STALL_S": "2", "RBEE_STOP_GRACE_S": "1"}) as stack:
+    loop = asyncio.get_running_loop()
+    async with LocalStack(models=rbee_models) as stack:
         with _mounted(stack.home / "workers", 256 * 1024) as disk:
             tokens = 0
             async with asyncio.timeout(90), stack.client() as client:
@@ -158,9 +159,10 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
                     tokens += event["kind"] == "token"
                     if tokens == 20:
                         ballast = _fill(disk)
+                        loop.call_later(1.0, ballast.unlink)
             figure("how it ended", (event["state"], event["reason"], event["message"]))
-            assert (event["kind"], event["state"]) == ("end", "failed")
-            ballast.unlink()
+            assert (event["kind"], event["state"], event["reason"]) == ("end", "failed", "overloaded")
+            assert event["error"]["code"] == "storage_full"
             log = await stack.run_job({**asked, "max_tokens": 5})
             assert log[-1]["state"] == "completed", log[-1]
             assert log[-1]["result"]["usage"]["completion_tokens"] == 5

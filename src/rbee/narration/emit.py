@@ -101,9 +101,9 @@ def _names(speaker: _Speaker, scope: Scope) -> dict[str, str | None]:
     }
 
 
-def emit(line: bytes) -> None:
-    """Write a composed line to where this process speaks."""
-    _Process.speaker.sink.write(line)
+def emit(line: bytes) -> bool:
+    """Write a composed line to where this process speaks; tells whether it went through whole."""
+    return _Process.speaker.sink.write(line)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import msgspec
 class Sink(Protocol):
     """Takes lines. Returns at once; a line that cannot be written is counted, not raised."""
 
-    def write(self, line: bytes) -> None:
-        """Take one line without its newline."""
+    def write(self, line: bytes) -> bool:
+        """Take one line without its newline; tells whether it went through whole."""
 
 
 class FileSink:
@@ -33,7 +33,7 @@ class FileSink:
         lock = threading.RLock()  # a signal handler or finalizer may speak in the middle of a write
         self._acquire, self._release = lock.acquire, lock.release  # a third quicker than `with`
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Write one line; see the class for what happens when that fails."""
         self._acquire()
         try:
@@ -42,8 +42,10 @@ class FileSink:
             self._torn = written != len(data)
             if self._torn:
                 self.lost_lines += 1
+            return not self._torn
         except OSError:
             self.lost_lines += 1
+            return False
         finally:
             self._release()
 
@@ -54,9 +56,10 @@ class ListSink:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Keep one line."""
         self.events.append(msgspec.json.decode(line))
+        return True
 
     @property
     def actions(self) -> list[str]:
@@ -70,10 +73,9 @@ class TeeSink:
     def __init__(self, *sinks: Sink) -> None:
         self.sinks = sinks
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Hand one line on."""
-        for sink in self.sinks:
-            sink.write(line)
+        return False not in [sink.write(line) for sink in self.sinks]
 
 
 class TerminalSink:
@@ -82,11 +84,11 @@ class TerminalSink:
     def __init__(self, fd: int) -> None:
         self._file = FileSink(fd)
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Draw one line."""
         from rbee.narration.lines import format_bracket
 
-        self._file.write(format_bracket(msgspec.json.decode(line)).encode("utf-8", "replace"))
+        return self._file.write(format_bracket(msgspec.json.decode(line)).encode("utf-8", "replace"))
 
 
 def unblocked(fd: int) -> int:

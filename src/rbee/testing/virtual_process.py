@@ -25,8 +25,9 @@ EPOCH_S = 1_800_000_000.0
 
 
 class _Nowhere:
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Drop it."""
+        return True
 
 
 _NOBODY = _Speaker("nobody", _Nowhere(), Scope())

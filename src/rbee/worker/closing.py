@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import StrEnum
 from typing import Any, Literal
 
 from rbee.contracts.events import Level
 from rbee.errors import RbeeError, WorkerLostError
-from rbee.narration import narrate, scope
+from rbee.narration import scope
+from rbee.narration.emit import compose, emit
 from rbee.worker.calls import Call
 from rbee.worker.engine_errors import narrated_message
 from rbee.worker.tally import Tally
+
+AGAIN_S = 0.5
 
 Outcome = Literal["completed", "failed", "cancelled"]
 
@@ -24,7 +28,10 @@ class StopCause(StrEnum):
 
 
 class Closing:
-    """Says how one request ended; whatever is said after the first time is dropped."""
+    """Says how one request ended; whatever is said after the first time is dropped.
+
+    Where it cannot be written, for the disk is full, it is said again until it stands.
+    """
 
     def __init__(self, call: Call, tally: Tally) -> None:
         """Take whose end it is and what was counted for it."""
@@ -63,7 +70,7 @@ class Closing:
         self.is_said = True
         call = self.call
         with scope(job_id=call.job_id, correlation_id=call.correlation_id):
-            narrate(
+            line = compose(
                 "worker_inference",
                 message,
                 level=level,
@@ -73,6 +80,12 @@ class Closing:
                 **self.tally.fields(),
                 **more,
             )
+        _emit_surely(line)
+
+
+def _emit_surely(line: bytes) -> None:
+    if not emit(line):
+        asyncio.get_running_loop().call_later(AGAIN_S, _emit_surely, line)
 
 
 def stopped_worker() -> RbeeError:

@@ -70,9 +70,7 @@ class TokenWriter:
         line = self._line(data, chunk)
         if len(line) > MAX_TOKEN_LINE_BYTES:
             raise WorkerError(f"A piece of the answer has more than the {MAX_TOKEN_LINE_BYTES} bytes of a line.")
-        lost_before = self._sink.lost_lines
-        self._sink.write(line)
-        if self._sink.lost_lines != lost_before:
+        if not self._sink.write(line):
             raise StorageFullError("A piece of the answer could not be written to the worker's output.")
         self._tally.frames = (self._tally.frames or 0) + 1
 

@@ -84,7 +84,8 @@ class WatchedSink(FileSink):
         self._path = path
         self._files = files
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Write one line."""
-        super().write(line)
+        is_whole = super().write(line)
         self._files.written(self._path)
+        return is_whole

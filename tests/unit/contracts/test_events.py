@@ -34,8 +34,9 @@ def test_narrated_line_comes_through_capture_byte_for_byte(
     lines: list[bytes] = []
 
     class Keep:
-        def write(self, line: bytes) -> None:
+        def write(self, line: bytes) -> bool:
             lines.append(line)
+            return True
 
     with captured_narration(), scope(job_id="job-1", correlation_id="c"):
         configure(actor="worker", sink=Keep())

@@ -64,10 +64,11 @@ class ActingSink(FileSink):
         super().__init__(fd)
         self._acts = acts
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> bool:
         """Write a line, then do what belongs to it."""
-        super().write(line)
+        is_whole = super().write(line)
         self._acts.written(line, self.fd)
+        return is_whole
 
 
 def _act_at(count: Count, text: str) -> Act | None:
