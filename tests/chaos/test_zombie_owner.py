@@ -26,7 +26,7 @@ Figure = Callable[[str, object], None]
 Way = Literal["as it was", "as a new process", "to a new queen"]
 
 WAYS: list[Way] = ["as it was", "as a new process", "to a new queen"]
-SETTINGS = {"hive_stale_s": 2, "hive_lost_s": 4, "slots": 16}
+SETTINGS = {"hive_stale_s": 1.5, "hive_lost_s": 3, "slots": 16}
 JOBS = 8
 TOKENS = 400
 SLOW, FAST = Behaviour(rate=15), Behaviour(rate=150)
