@@ -98,7 +98,6 @@ async def _is_erased(life: Life) -> bool:
         await registry.close()
 
 
-@pytest.mark.xfail(strict=True, reason="a registry that is opened does not clear up behind one that was killed")
 def test_text_that_was_erased_is_in_no_file_after_a_kill_and_a_new_start(
     life: Life, size: Size, seed: int, figure: Callable[[str, object], None]
 ) -> None:

@@ -76,7 +76,10 @@ class Source:
 
     def bound(self, max_bytes: int) -> None:
         """Throw away the oldest part of what no batch holds yet, where the file takes more than `max_bytes`."""
-        taken = min(self.follower.allocated_bytes, self.follower.size - self.cursor)
+        known = self.cursor  # on a file system without holes, what was forgotten still takes its blocks
+        if self._forgotten is not None:
+            known = self._forgotten.offset + self._forgotten.lost_bytes
+        taken = min(self.follower.allocated_bytes, self.follower.size - known)
         if taken <= max_bytes or self.keep_from is not None:
             return
         start = self.follower.position

@@ -68,15 +68,15 @@ class SqliteStore:
             self._reader = self._connect()
             _migrate(self._reader)
             self.store_id = _store_id(self._reader)
+            # A database in memory belongs to one connection, so there the writer's thread reads as well.
+            connection = self._reader if self._is_memory else self._connect()
+            checkpoints = None if self._is_memory else Checkpoints(self._connect)
         except (OSError, sqlite3.Error) as error:
             raise StartError(
                 f"The registry {self._target} cannot be opened: {error}.",
                 remedy="See that the file can be written to and is whole, or move it away to start a new one.",
             ) from error
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
-        # A database in memory belongs to one connection, so there the writer's thread reads as well.
-        connection = self._reader if self._is_memory else self._connect()
-        checkpoints = None if self._is_memory else Checkpoints(self._connect)
         self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed), checkpoints)
 
     def _connect(self) -> sqlite3.Connection:

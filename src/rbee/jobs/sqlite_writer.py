@@ -77,7 +77,8 @@ class SqliteWriter:
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="rbee-writer", daemon=True)
         self._is_closed = False
-        self._has_erased = False
+        self._has_erased = True  # by an earlier start, which may have been killed before it cleared up
+        self._empty_wal()
         self._thread.start()
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
