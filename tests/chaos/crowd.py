@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from rbee.client import JobClient
+from rbee.errors import UnavailableError
 from rbee.testing.counting import Count
 from rbee.testing.oracles import Told
 from rbee.testing.reader import LogReader
@@ -70,7 +71,7 @@ class Crowd:
         size = self._choose.choice(self._tokens)
         count = Count(first=number * 10_000, canary=f"canary-{self._choose.getrandbits(64):016x}")
         asked = infer(self._choose.choice(self._models), count, max_tokens=size, attempts=100)
-        job_id = (await client.submit(asked)).job_id
+        job_id = await _submit(client, asked, key=f"crowd-{number}")
         first = self.active[job_id] = LogReader(job_id)
         late = LogReader(job_id, after=self._choose.choice([0, 3, 10]))
         torn = LogReader(job_id)
@@ -117,6 +118,15 @@ class Crowd:
             for reader, seq in zip(readers, than, strict=True):
                 while reader.last_seq <= seq and not reader.is_ended:  # noqa: ASYNC110  # as above
                     await asyncio.sleep(POLL_S)
+
+
+async def _submit(client: JobClient, asked: dict[str, Any], *, key: str) -> str:
+    """Ask until it is accepted; the key makes one job of it."""
+    while True:
+        try:
+            return (await client.submit(asked, idempotency_key=key)).job_id
+        except UnavailableError:
+            await asyncio.sleep(POLL_S)
 
 
 def speaker(reader: LogReader) -> str:

@@ -18,7 +18,16 @@ from rbee.testing.reader import LogReader
 from tests.chaos.counting_stack import pid_of_worker
 from tests.chaos.crowd import POLL_S, Crowd, speaker
 
-Fault = Literal["kill queen", "kill hive", "kill worker", "stop queen", "stop hive", "stop worker"]
+Fault = Literal[
+    "kill queen",
+    "kill hive",
+    "kill worker",
+    "kill hive and worker",
+    "kill queen and hive",
+    "stop queen",
+    "stop hive",
+    "stop worker",
+]
 NOTICED_WITHIN_S = 60.0
 
 
@@ -63,15 +72,24 @@ class Faults:
                 await asyncio.sleep(POLL_S)
 
     async def _do(self, fault: Fault, victim: LogReader, pid: int) -> None:
+        assert self._stack.queen is not None and self._stack.hive is not None
         what, _, whom = fault.partition(" ")
-        if whom == "worker":
-            await (self._kill_worker(pid, victim) if what == "kill" else self._stop(pid))
-        elif whom == "queen":
-            assert self._stack.queen is not None
-            await (self._kill_queen() if what == "kill" else self._stop(self._stack.queen.pid))
-        else:
-            assert self._stack.hive is not None
-            await (self._kill_hive() if what == "kill" else self._stop_hive(self._stack.hive.pid))
+        match whom:
+            case "worker":
+                await (self._kill_worker(pid, victim) if what == "kill" else self._stop(pid))
+            case "queen":
+                await (self._kill_queen() if what == "kill" else self._stop(self._stack.queen.pid))
+            case "hive":
+                await (self._kill_hive() if what == "kill" else self._stop_hive(self._stack.hive.pid))
+            case "hive and worker":
+                await self._stack.hive.kill()
+                os.kill(pid, signal.SIGKILL)
+                await self._stack.start_hive()
+            case "queen and hive":
+                await self._stack.queen.kill()
+                await self._stack.hive.kill()
+                await self._stack.restart_queen()
+                await self._stack.start_hive()
 
     async def _kill_queen(self) -> None:
         assert self._stack.queen is not None

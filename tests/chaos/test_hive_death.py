@@ -23,7 +23,7 @@ from tests.chaos.faults import Faults
 Figure = Callable[[str, object], None]
 LEASE_S = 2.0
 LEASE_AND_MORE_S = LEASE_S + 2
-HIVE_TIMEOUT_S = 9.0
+HIVE_TIMEOUT_S = 7.0
 
 
 @pytest.mark.timeout(3600)
@@ -73,7 +73,7 @@ async def test_workers_of_a_hive_that_is_gone_for_good_end_with_their_lease(
     behave(loading, Behaviour(load_s=600))
     behave(deaf, Behaviour(ignores_term=True))
     async with counting_stack(
-        tmp_path, worker_lease_s=LEASE_S, hive_lost_s=5, hive_timeout_s=HIVE_TIMEOUT_S
+        tmp_path, worker_lease_s=LEASE_S, hive_lost_s=4, hive_timeout_s=HIVE_TIMEOUT_S
     ) as stack:
         assert stack.hive is not None
         async with stack.client() as client:

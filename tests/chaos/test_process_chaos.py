@@ -25,9 +25,11 @@ END_WITHIN_S = 120.0
 def schedule(size: Size, choose: random.Random) -> list[Fault]:
     """Return what is done, in a random order."""
     times: dict[Fault, int] = {
-        "kill queen": size.of(3, 50),
-        "kill hive": size.of(3, 50),
-        "kill worker": size.of(5, 100),
+        "kill queen": size.of(2, 50),
+        "kill hive": size.of(2, 50),
+        "kill worker": size.of(4, 100),
+        "kill hive and worker": size.of(1, 20),
+        "kill queen and hive": size.of(1, 20),
         "stop queen": size.of(1, 17),
         "stop hive": size.of(1, 17),
         "stop worker": size.of(1, 16),

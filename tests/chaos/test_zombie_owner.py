@@ -26,7 +26,7 @@ Figure = Callable[[str, object], None]
 Way = Literal["as it was", "as a new process", "to a new queen"]
 
 WAYS: list[Way] = ["as it was", "as a new process", "to a new queen"]
-SETTINGS = {"hive_stale_s": 2, "hive_lost_s": 4, "slots": 16}
+SETTINGS = {"hive_stale_s": 1.5, "hive_lost_s": 3, "slots": 16}
 JOBS = 8
 TOKENS = 400
 SLOW, FAST = Behaviour(rate=15), Behaviour(rate=150)
@@ -41,6 +41,7 @@ async def test_what_a_hive_given_up_says_later_is_refused_and_what_it_does_stopp
     """It stands still until its jobs go on elsewhere; then it goes on, is started anew, or finds another queen."""
     path = model(tmp_path)
     stopped_s: dict[Way, float] = {}
+    moved_s: list[float] = []
     async with (
         counting_stack(tmp_path, **SETTINGS) as first,
         another_hive(tmp_path, first, **SETTINGS) as second,
@@ -61,6 +62,7 @@ async def test_what_a_hive_given_up_says_later_is_refused_and_what_it_does_stopp
                         await client.cancel(reader.job_id)
                 since_ns = time.time_ns()
                 await _given_up(homes[str(hive_id)], moved)
+                moved_s.append((time.time_ns() - since_ns) / 1e9)
                 await _come_back(homes[str(hive_id)], first, way)
                 took_s = await _stopped(client, worker_id, since_ns, len(moved))
                 stopped_s[way] = max(took_s, stopped_s.get(way, 0.0))
@@ -71,6 +73,7 @@ async def test_what_a_hive_given_up_says_later_is_refused_and_what_it_does_stopp
             assert_all(ended, readers)
             on_it = [one.view for one, reader in zip(ended, readers, strict=True) if reader in moved]
             assert {(view.state, view.attempt) for view in on_it} == {("completed", 2)}
+    figure(f"answers go on elsewhere, max, lost after {SETTINGS['hive_lost_s']} s", f"{max(moved_s):.2f} s")
     for way, took_s in stopped_s.items():
         figure(f"answers stopped of a hive that comes back {way}, max", f"{took_s:.2f} s")
 

@@ -188,6 +188,18 @@ async def test_end_is_told_with_sizes_and_last_lines_and_the_files_go_when_the_q
     assert "job_id" not in told
 
 
+async def test_last_lines_leave_out_what_is_about_one_request(hive: Hive) -> None:
+    """They are told to every job on the worker."""
+    about = (
+        '{"v":1,"kind":"narration","ts":5,"actor":"worker","action":"worker_inference","message":"m","attempt":1}'
+    )
+    with pytest.raises(WorkerError):
+        await hive.workers.start(hive.wanted(f"print({about!r})\nprint('boom')\nsys.exit(7)"), HIVE)
+
+    [told] = hive.exits()
+    assert told["fields"]["last_lines"] == ["boom"]
+
+
 async def test_end_keeps_its_sizes_however_long_the_last_lines_are(hive: Hive) -> None:
     wanted = hive.wanted("print('\\x1b€' * 5000 + '\\n' + ('\\x1b€' * 300 + '\\n') * 30)\nsys.exit(1)")
     with pytest.raises(WorkerError):
