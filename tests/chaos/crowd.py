@@ -25,7 +25,7 @@ class Crowd:
     """Asks for counts, `width` at a time, until `jobs` were asked for and `leave` was called.
 
     Attributes:
-        told: The jobs that have ended.
+        ended: The jobs that have ended, with what they were asked.
         readers: Everybody who has read.
         active: The readers, from the first event on, of the jobs that run, by job.
     """
@@ -41,7 +41,7 @@ class Crowd:
         self._tokens = tokens
         self._asked = 0
         self._is_leaving = False
-        self.told: list[Told] = []
+        self.ended: dict[str, tuple[Count, int]] = {}
         self.readers: list[LogReader] = []
         self.active: dict[str, LogReader] = {}
 
@@ -54,6 +54,11 @@ class Crowd:
     def leave(self) -> None:
         """Ask for nothing more once all jobs were asked for."""
         self._is_leaving = True
+
+    async def told(self) -> list[Told]:
+        """Gather what is told of all that have ended, in peace."""
+        async with JobClient(self._url) as client:
+            return [await told(client, job_id, count, size) for job_id, (count, size) in self.ended.items()]
 
     async def _ask_on(self, client: JobClient) -> None:
         while not self._is_leaving or self._asked < self._jobs:
@@ -75,7 +80,7 @@ class Crowd:
             group.create_task(self._read_late(first, late))
             group.create_task(self._read_torn(torn))
         del self.active[job_id]
-        self.told.append(await told(client, job_id, count, max_tokens=size))
+        self.ended[job_id] = count, size
 
     async def _read_late(self, first: LogReader, late: LogReader) -> None:
         """Come when another reader has seen some of it, and read from a place on."""

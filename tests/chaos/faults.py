@@ -122,10 +122,10 @@ class Faults:
 
 async def _state_of_hive(client: JobClient) -> str:
     try:
-        (hive,) = await client.hives()
+        hives = await client.hives()
     except RbeeError:
         return "unknown"
-    return str(hive.state)
+    return str(hives[0].state) if hives else "unknown"  # a new queen has not heard of it yet
 
 
 def _is_exit_told(reader: LogReader, after: int) -> bool:

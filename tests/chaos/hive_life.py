@@ -32,13 +32,13 @@ async def main(root: Path, queen_url: str, hive_id: str) -> None:
     async with aiohttp.ClientSession() as session, asyncio.timeout(LIMIT_S):
         outbox = Outbox(QueenLink(session, queen_url, hive_id, None))
         outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
-        deliveries = Deliveries(outbox)
-        workers = Workers(home, HiveSettings(), outbox, deliveries, lambda: None)
+        deliveries, settings = Deliveries(outbox), HiveSettings()
+        workers = Workers(home, settings, outbox, deliveries, lambda: None)
         carrying = asyncio.ensure_future(outbox.run())
         for path in sorted(home.hive.iterdir()):
             if path.name != boot_id:
-                deliveries.deliver_rest(path, [(f"{hive_id}/{path.name}", path)])
-        await Returning(home, workers, deliveries, stop_grace_s=10.0).find_again()
+                deliveries.deliver_rest(path, [(f"{hive_id}/{path.name}", path)], goes_first=True)
+        await Returning(home, workers, deliveries, stop_grace_s=settings.stop_grace_s).find_again()
         narrate("hive_ready", "Cleared up.")
         await asyncio.gather(*deliveries._tasks)
         assert await outbox.flush(LIMIT_S)

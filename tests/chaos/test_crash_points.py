@@ -142,7 +142,7 @@ async def test_queen_killed_at_a_write_brings_every_accepted_job_to_its_end_at_t
     require_strace()
     choice = random.Random(seed)
     accepted: dict[str, list[dict[str, Any]]] = {}
-    cases = size.of(3, 100)
+    cases = size.of(2, 100)
     async with TracedStack(with_queen=False) as stack:
         for _ in range(cases):
             point = choice.choice(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import subprocess
 import tempfile
 from collections import Counter
@@ -75,21 +76,24 @@ def test_registry_whose_writes_fail_for_a_while_refuses_clearly_and_goes_on(
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A disk of a few MiB, on which every temporary directory is made meanwhile."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    place = tmp_path / "disk"
+    place.mkdir()
+    with _mounted(place, DISK_BYTES) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        yield disk
+
+
+@contextlib.contextmanager
+def _mounted(place: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount a small disk, or skip."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    monkeypatch.setattr(tempfile, "tempdir", str(disk))
     try:
-        yield disk
+        yield place
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def _fill(disk: Path) -> Path:
@@ -133,3 +137,47 @@ async def test_stack_whose_home_is_full_refuses_clearly_answers_questions_and_go
             assert [event["seq"] for event in log] == list(range(1, len(log) + 1))
             assert log[0]["job_id"] not in listed
         assert await stack.until_hive_is_live()
+
+
+async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one_is_whole(
+    rbee_models: Path, figure: Callable[[str, object], None]
+) -> None:
+    asked = {"operation": "infer", "prompt": "Count", "max_tokens": 3000, "ignore_eos": True}
+    async with LocalStack(models=rbee_models, env={"RBEE_STALL_S": "2", "RBEE_STOP_GRACE_S": "1"}) as stack:
+        with _mounted(stack.home / "workers", 256 * 1024) as disk:
+            tokens = 0
+            async with asyncio.timeout(90), stack.client() as client:
+                job_id = (await client.submit(asked)).job_id
+                async for event in client.follow(job_id):
+                    tokens += event["kind"] == "token"
+                    if tokens == 20:
+                        ballast = _fill(disk)
+            figure("how it ended", (event["state"], event["reason"], event["message"]))
+            assert (event["kind"], event["state"]) == ("end", "failed")
+            ballast.unlink()
+            log = await stack.run_job({**asked, "max_tokens": 5})
+            assert log[-1]["state"] == "completed", log[-1]
+            assert log[-1]["result"]["usage"]["completion_tokens"] == 5
+
+
+async def test_hive_that_died_starts_and_adopts_its_worker_once_its_full_home_has_room(
+    rbee_models: Path, small_disk: Path, figure: Callable[[str, object], None]
+) -> None:
+    asked = {"operation": "infer", "prompt": "Say hello.", "max_tokens": 4}
+    async with LocalStack(models=rbee_models) as stack:
+        first = await stack.run_job(asked)
+        assert stack.hive is not None
+        stack.hive.signal(signal.SIGKILL)
+        await stack.hive.wait()
+        ballast = _fill(small_disk)
+        refused = await stack.program("rbee-hive", "--port", "0", "--queen-url", stack.url)
+        assert (refused.exit_code, "No space left on device" in refused.stderr) == (3, True), refused
+        assert "Traceback" not in refused.stderr, refused.stderr
+        figure("what a hive says that cannot start", refused.stderr.strip())
+        ballast.unlink()
+        await stack.start_hive()
+        await stack.until_hive_is_live()
+        again = await stack.run_job(asked)
+        assert again[-1]["state"] == "completed", again[-1]
+        assert "worker_startup" in [event.get("action") for event in first]
+        assert "worker_startup" not in [event.get("action") for event in again]

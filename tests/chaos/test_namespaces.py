@@ -102,12 +102,12 @@ async def test_cable_that_is_pulled_out_again_and_again_costs_no_job(
 ) -> None:
     """No FIN and no RST; the kernel sends again what was lost, and everybody goes on."""
     dice, pulls, begun = random.Random(seed), 0, asyncio.Event()
-    operations = checks(size.of(100, 2000), size.of(8, 100))
+    operations = checks(size.of(100, 2000), size.of(3, 100))
     async with spread_stack(hosts) as stack, asyncio.timeout(size.of(SECONDS, 900)):
         reading = asyncio.ensure_future(logs_across(hosts, stack, operations, begun))
         try:
             await begun.wait()
-            while pulls < size.of(2, 30) and not reading.done():
+            while pulls < size.of(1, 30) and not reading.done():
                 hosts.unplug()
                 await asyncio.sleep(dice.uniform(1.0, size.of(2, 10)))
                 hosts.plug()
@@ -133,9 +133,9 @@ async def test_bad_cable_loses_nothing(
     hosts: TwoHosts, size: Size, figure: Figure, cable: tuple[str, ...]
 ) -> None:
     """Packets late, lost and out of order; or a thin line that drops what does not fit."""
-    lines = size.of(30, 500)
+    lines = size.of(20, 500)
     hosts.shape(*cable)
-    operations = checks(lines, size.of(2, 20))
+    operations = checks(lines, size.of(1, 20))
     async with spread_stack(hosts) as stack, asyncio.timeout(size.of(SECONDS, 900)):
         logs = await logs_across(hosts, stack, operations, asyncio.Event())
     figure("events", sum(len(log) for log in logs))

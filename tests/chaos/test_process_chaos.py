@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from rbee.testing import LocalStack
 from rbee.testing.counting import Behaviour, behave
-from rbee.testing.oracles import assert_all, assert_port_is_free, assert_private
+from rbee.testing.oracles import Told, assert_all, assert_port_is_free, assert_private
 from tests.chaos.conftest import Size
 from tests.chaos.counting_stack import counting_stack, home_texts, model
 from tests.chaos.crowd import Crowd
@@ -57,19 +57,19 @@ async def test_every_job_is_answered_rightly_whatever_is_killed(
             crowd.leave()
             async with asyncio.timeout(END_WITHIN_S * size.of(1, 10)):
                 await crowding
-        url, canaries = stack.url, [one.canary for one in crowd.told]
-        assert_all(crowd.told, crowd.readers)
-        assert_private(home_texts(stack.home), canaries)
-        _report(figure, crowd, faults)
-    assert [one.view for one in crowd.told if one.view.state != "completed"] == []
+        url, told = stack.url, await crowd.told()
+        _report(figure, crowd, faults, told)
+        assert_all(told, crowd.readers)
+        assert_private(home_texts(stack.home), [one.canary for one in told])
+    assert [one.view for one in told if one.view.state != "completed"] == []
     _assert_gone(stack, url)
     figure("orphans", 0)
 
 
-def _report(figure: Figure, crowd: Crowd, faults: Faults) -> None:
-    figure("jobs", dict(Counter(str(one.view.state) for one in crowd.told)))
+def _report(figure: Figure, crowd: Crowd, faults: Faults, told: Sequence[Told]) -> None:
+    figure("jobs", dict(Counter(str(one.view.state) for one in told)))
     figure("faults under an answer with a reader", dict(faults.done))
-    figure("attempts of a job, most", max(one.view.attempt for one in crowd.told))
+    figure("attempts of a job, most", max(one.view.attempt for one in told))
     figure("readers", len(crowd.readers))
     figure("connections tried", sum(reader.connections for reader in crowd.readers))
     figure("events delivered", sum(len(reader.order) for reader in crowd.readers))

@@ -200,7 +200,7 @@ async def test_stopped_reader_is_cut_off_costs_no_memory_and_loses_nothing(
                 while any(other.last_seq < hive.said for other in others):  # noqa: ASYNC110  # they tell nobody
                     await asyncio.sleep(0.02)
             rss_grown = facts.now().rss_bytes - rss_before
-            await asyncio.sleep(stopped_at + size.of(15, 60) - asyncio.get_running_loop().time())
+            await asyncio.sleep(stopped_at + size.of(12, 60) - asyncio.get_running_loop().time())
             slow.send_signal(signal.SIGCONT)
             numbers = [int(await slow.stdout.readline()) for _ in range(hive.said - 1)]
             assert numbers == list(range(2, hive.said + 1))

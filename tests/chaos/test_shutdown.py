@@ -74,7 +74,7 @@ async def test_queen_stops_politely_under_load_and_everything_goes_on(
 ) -> None:
     """200 open streams, many answers in the middle: goodbye to each, out in time, and the next boot has it all."""
     loop = asyncio.get_running_loop()
-    running = size.of(8, 20)
+    running = size.of(5, 20)
     env = {"RBEE_SLOTS": str(running), "RBEE_CONTEXT_TOKENS": "1024"}
     connector = aiohttp.TCPConnector(limit=0)
     async with (

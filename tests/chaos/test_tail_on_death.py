@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,11 @@ import pytest
 from rbee.client import JobClient
 from rbee.processes import find_marked
 from rbee.testing.counting import Act, Behaviour, Count, behave
-from rbee.testing.counting.acts import EXIT_CODE, FORGED, TAIL_LINES
+from rbee.testing.counting.acts import EXIT_CODE, FORGED, TAIL_LINE_BYTES, TAIL_LINES
 from rbee.testing.oracles import assert_all
 from rbee.testing.reader import LogReader
 from tests.chaos.conftest import Size
-from tests.chaos.counting_stack import counting_stack, infer, model, told, worker_log
+from tests.chaos.counting_stack import counting_stack, infer, model, pid_of_worker, told, worker_log
 
 ENDINGS: dict[Act, dict[str, Any]] = {
     "sigkill": {"signal": "SIGKILL"},
@@ -73,7 +75,7 @@ async def _die(client: JobClient, path: Path, act: Act, count: Count) -> float:
     if act != "exception":  # it says goodbye, and that is what ends the job
         error = events[-1]["error"]
         assert {name: error[name] for name in ENDINGS[act]} == ENDINGS[act], act
-        assert error["last_lines"][-1] == f"tail {act} {TAIL_LINES - 1}"
+        assert error["last_lines"][-1].startswith(f"tail {act} {TAIL_LINES - 1} ")
         assert Counter(event.get("action") for event in events)["worker_exit"] == 1
     assert find_marked("RBEE_WORKER_ID", tokens[0]["worker_id"]) == [], f"{act} left something behind"
     return reader.arrived_s[reader.last_seq] - reader.arrived_s[tokens[-1]["seq"]]
@@ -81,27 +83,37 @@ async def _die(client: JobClient, path: Path, act: Act, count: Count) -> float:
 
 def _check_worker_log(log: list[dict[str, Any]], act: Act) -> None:
     tail = [event["text"] for event in log if event["kind"] == "raw" and event["text"].startswith("tail ")]
-    assert tail == [f"tail {act} {number}" for number in range(TAIL_LINES)]
+    assert [line.partition(" .")[0] for line in tail] == [f"tail {act} {number}" for number in range(TAIL_LINES)]
+    assert {len(line) for line in tail} == {TAIL_LINE_BYTES}
     fields = log[-1]["fields"]
     assert {name: fields[name] for name in ENDINGS[act]} == ENDINGS[act], act
 
 
-async def test_chatter_and_forged_lines_leave_the_answer_as_it_is(tmp_path: Path) -> None:
-    """What is no event, and what claims another job, goes to the worker's log; the answer beside it is right."""
-    count = Count(first=500, acts={505: "chatter", 510: "forge", 515: "chatter", 520: "forge"})
-    path = model(tmp_path)
-    behave(path, Behaviour(rate=200))
-    async with counting_stack(tmp_path) as stack, stack.client() as client:
+async def test_chatter_and_forged_lines_leave_every_answer_as_it_is(tmp_path: Path) -> None:
+    """What is no event, and what claims another's job, goes to the worker's log; both answers are right."""
+    attacked = Count(first=10_000, rate=40)
+    path, other = model(tmp_path), model(tmp_path, "other")
+    async with counting_stack(tmp_path) as stack, stack.client() as client, asyncio.TaskGroup() as group:
+        reader = LogReader((await client.submit(infer(other, attacked, max_tokens=120))).job_id)
+        group.create_task(reader.follow(stack.url))
+        await stack.until(lambda: bool(reader.last_token))
+        acts: dict[int, Act] = {505: "chatter", 510: "forge", 515: "chatter", 520: "forge"}
+        count = Count(first=500, rate=200, acts=acts, claims=reader.job_id)
         job_id = (await client.submit(infer(path, count, max_tokens=50))).job_id
-        one = await told(client, job_id, count, max_tokens=50)
-        assert_all([one], [])
-        assert one.view.state == "completed"
-        assert not any(FORGED.encode() in event for event in one.log)
-        (worker,) = await client.workers()
-        await stack.keeper("workers", "stop", worker.worker_id)
-        log = await worker_log(client, worker.worker_id)
-    raw = [event["text"] for event in log if event["kind"] == "raw" and event["stream"] == "stderr"]
-    assert raw.count("plain chatter") == 2
+        ended = [await told(client, job_id, count, 50), await told(client, reader.job_id, attacked, 120)]
+        assert_all(ended, [reader])
+        assert [one.view.state for one in ended] == ["completed"] * 2
+        assert not any(FORGED.encode() in event for one in ended for event in one.log)
+        worker_id = next(worker.worker_id for worker in await client.workers() if worker.model == str(path))
+        pid = pid_of_worker(worker_id)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it has to hear that it is to end all the same
+        await stack.keeper("workers", "stop", worker_id)
+        log = await worker_log(client, worker_id)
+    assert log[-1]["fields"]["exit_code"] == 0
+    raw = [event["text"] for event in log if event["kind"] == "raw"]
+    assert [raw.count(text) for text in ("plain chatter", "data: [DONE]")] == [2, 2]
     assert sum(event["kind"] == "raw" and event.get("part") == 1 for event in log) == 2
-    assert "data: [DONE]" in [event["text"] for event in log if event["kind"] == "raw"]
-    assert not any(FORGED in str(event) for event in log if event["kind"] in {"token", "end"})
+    refused = [event["fields"] for event in log if event.get("action") == "queen_refuse_line"]
+    assert [fields["action"] for fields in refused] == [None, "queen_complete", "worker_inference"] * 2
+    assert FORGED not in str([event for event in log if event["kind"] != "raw"])

@@ -11,7 +11,7 @@ import msgspec
 
 from rbee.client.answers import error_of, reason_of
 from rbee.client.contact import BROKEN, GIVE_UP_S, NOBODY_THERE, Contact, OnContact
-from rbee.client.sse import SseEvent, SseParser
+from rbee.client.sse import SseParser
 from rbee.errors import InternalError, RbeeError, UnavailableError
 
 IDLE_S = 30.0
@@ -108,32 +108,32 @@ class LogFollower:
     def _events_in(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         """Yield the new events that a chunk completes, one at a time, so that `last_seq` is never ahead."""
         self._contact.heard(is_progress=False)
-        for event in self._parser.feed(chunk):
-            if event.event == "bye":
+        for number, name, data in self._parser.feed(chunk):
+            if name == "bye":
                 self._said_bye = True
                 return
-            decoded = self._take(event)
-            if decoded is not None:
+            if number == str(self.last_seq + 1) or self._is_new(number):
+                decoded = self._decoded(number, data)
+                self._any_first = False
+                self.last_seq = int(number)
                 yield decoded
 
-    def _take(self, event: SseEvent) -> dict[str, Any] | None:
-        """Check the event's number and decode it; None when it was seen before."""
-        if not event.id.isascii() or not event.id.isdecimal() or len(event.id) > SEQ_DIGITS_MAX:
+    def _is_new(self, number: str) -> bool:
+        """Check the number of an event; false when it was seen before."""
+        if not number.isascii() or not number.isdecimal() or len(number) > SEQ_DIGITS_MAX:
             raise InternalError(f"The stream {self._url} sent an event without a number.")
-        seq = int(event.id)
-        if seq <= self.last_seq:
-            return None
-        if seq != self.last_seq + 1 and not self._any_first:
+        seq = int(number)
+        if seq > self.last_seq + 1 and not self._any_first:
             raise InternalError(
                 f"The stream {self._url} has a hole: event {seq} came after event {self.last_seq}."
             )
+        return seq > self.last_seq
+
+    def _decoded(self, number: str, data: bytes) -> dict[str, Any]:
         try:
-            decoded = _decode(event.data)
+            return _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InternalError(f"Event {seq} of {self._url} cannot be read: {error}.") from None
-        self._any_first = False
-        self.last_seq = seq
-        return decoded
+            raise InternalError(f"Event {number} of {self._url} cannot be read: {error}.") from None
 
     def _look_again(self, error: BaseException) -> None:
         """Where nobody listens any more, look for where the stream is now."""

@@ -5,13 +5,18 @@ Source: the HTML standard, "Server-sent events" (parsing and interpreting an eve
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import NamedTuple
 
 from rbee.errors import InternalError
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
+TAIL_BYTES_MAX = 64 * 1024
 
 _BOM = b"\xef\xbb\xbf"
+# The frames that rbee's servers send, each whole: what is not of this form is read line by line.
+_FRAME = re.compile(rb"id: ([0-9]+)\nevent: ([a-z]+)\ndata: (.*)\n\n")
 _LF = 0x0A
 _CR = 0x0D
 
@@ -22,6 +27,9 @@ class SseEvent(NamedTuple):
     id: str
     event: str
     data: bytes
+
+
+_event_of = partial(tuple.__new__, SseEvent)
 
 
 class SseParser:
@@ -36,6 +44,7 @@ class SseParser:
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.retry_ms: int | None = None
         self._max_event_bytes = max_event_bytes
+        self._tail = b""
         self._open_line: list[bytes] = []
         self._open_bytes = 0
         self._after_cr = False
@@ -51,6 +60,34 @@ class SseParser:
         Raises:
             InternalError: An event is larger than the bound.
         """
+        if b"\r" in chunk or not self._is_between:
+            data, self._tail = self._tail + chunk, b""
+            return self._read(data)
+        data = self._tail + chunk
+        end = data.rfind(b"\n\n") + 2
+        events = [] if end < 2 else self._frames(data[:end]) or self._read(data[:end])
+        self._tail = data[end:] if end > 1 else data
+        if len(self._tail) >= min(TAIL_BYTES_MAX, self._max_event_bytes // 2):
+            data, self._tail = self._tail, b""
+            events += self._read(data)
+        return events
+
+    @property
+    def _is_between(self) -> bool:
+        """Tell whether no line was begun, so that the next bytes (behind the tail) may be whole frames."""
+        return not (self._open_line or self._data or self._event or self._after_cr)
+
+    def _frames(self, data: bytes) -> list[SseEvent]:
+        """Read whole frames at once; nothing when there is anything else among them."""
+        parts = _FRAME.split(data)
+        if self._at_start or any(parts[::4]):
+            return []
+        ids = [number.decode("ascii") for number in parts[1::4]]
+        names = [name.decode("ascii") for name in parts[2::4]]
+        self._id = ids[-1]
+        return list(map(_event_of, zip(ids, names, parts[3::4], strict=True)))
+
+    def _read(self, chunk: bytes) -> list[SseEvent]:
         if self._after_cr and chunk:
             self._after_cr = False
             if chunk[0] == _LF:

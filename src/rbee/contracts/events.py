@@ -8,6 +8,7 @@ travels untouched: fields nobody here knows survive.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -42,6 +43,9 @@ class SourceLine(Struct, frozen=True):
     job_id: str | None = None
     correlation_id: str | None = None
     fields: dict[str, Any] = {}
+
+
+class _AnyLine(SourceLine, frozen=True):
     seq: Any | UnsetType = UNSET
     src: Any | UnsetType = UNSET
     observed_ts: Any | UnsetType = UNSET
@@ -52,7 +56,26 @@ class SourceLine(Struct, frozen=True):
         return self.seq is UNSET and self.src is UNSET and self.observed_ts is UNSET
 
 
-_line_decoder = msgspec.json.Decoder(SourceLine)
+class _TokenLine(SourceLine, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    kind: Literal["token"]
+    text: str
+    hive_id: str | None = None
+    worker_id: str | None = None
+    model: str | None = None
+    chunk: Any = None
+
+
+class _NarrationLine(SourceLine, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    kind: Literal["narration"]
+    actor: Annotated[str, Meta(min_length=1)]
+    action: Annotated[str, Meta(min_length=1)]
+    message: str
+    hive_id: str | None = None
+    worker_id: str | None = None
+    model: str | None = None
+
+
+_line_decoder = msgspec.json.Decoder(_AnyLine)
 _any_decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
@@ -73,6 +96,25 @@ def decode_source_line(line: bytes) -> SourceLine | None:
     return decoded if whole and decoded.is_plain else None
 
 
+# The two forms that workers write, by how their lines begin: every field is known, so one look at each is enough.
+_BEGINNING_BYTES = len(NARRATION_PREFIX)
+_FORMS: dict[bytes, Callable[[bytes], SourceLine]] = {
+    TOKEN_PREFIX + b'"ts"': msgspec.json.Decoder(_TokenLine).decode,
+    NARRATION_PREFIX: msgspec.json.Decoder(_NarrationLine).decode,
+}
+
+
+def decode_plain_lines(lines: list[bytes]) -> list[SourceLine] | None:
+    """Read lines that are all of the forms that workers write; None when one is not, whatever else it may be.
+
+    What it reads, `decode_source_line` reads as well, and the lines may stand in a log as they are.
+    """
+    try:
+        return [_FORMS[line[:_BEGINNING_BYTES]](line) for line in lines]
+    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _says_something(line: SourceLine) -> bool:
     return bool(line.actor and line.action and line.message is not None)
 
@@ -82,6 +124,10 @@ class NewEvent(Struct, frozen=True):
 
     kind: str
     tail: bytes
+
+    def frames(self, first_seq: int) -> list[bytes]:
+        """Return its frame in a stream, as the number `first_seq`."""
+        return [_frame(first_seq, self.kind, self.numbered(first_seq))]
 
     def numbered(self, seq: int) -> bytes:
         """Return the event as it stands in a log, without a newline."""
@@ -116,6 +162,54 @@ def captured_event(line: bytes, *, source: str, offset: int, observed_ts: int) -
         line[found.end() :],
     )
     return NewEvent(found[1].decode(), tail)
+
+
+class CapturedRun(Struct, frozen=True, gc=False):
+    """Lines of one file that `decode_plain_lines` read, on their way into one log without being looked at again.
+
+    Attributes:
+        source: The file.
+        observed_ts: When they were read, in nanoseconds since 1970.
+        lines: Without their newlines.
+        offsets: The byte of the file that each begins at.
+    """
+
+    source: str
+    observed_ts: int
+    lines: list[bytes]
+    offsets: list[int]
+
+    def frames(self, first_seq: int) -> list[bytes]:
+        """Return their frames in a stream, numbered from `first_seq` on."""
+        forms = {prefix[15]: (self._form(prefix), len(prefix)) for prefix in (TOKEN_PREFIX, NARRATION_PREFIX)}
+        framed = []
+        for seq, (line, offset) in enumerate(zip(self.lines, self.offsets, strict=True), first_seq):
+            form, cut = forms[line[15]]
+            framed.append(form % (seq, seq, offset, line[cut:]))
+        return framed
+
+    def _form(self, prefix: bytes) -> bytes:
+        event = b'%b"seq":%%d,"src":{"id":"%b","offset":%%d},"observed_ts":%d,%%b' % (
+            prefix,
+            self.source.replace("%", "%%").encode(),
+            self.observed_ts,
+        )
+        kind = prefix[15:-2]
+        return b"id: %%d\nevent: %b\ndata: %b\n\n" % (kind, event)
+
+
+def frame(event: bytes) -> bytes:
+    """Frame one stored event for a stream of server-sent events."""
+    return _frame(*seq_and_kind(event), event)
+
+
+def _frame(seq: int, kind: str, event: bytes) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, kind.encode(), event)
+
+
+def unframed(framed: bytes) -> bytes:
+    """Return the event of a frame."""
+    return framed[framed.index(b"{") : -2]
 
 
 def seq_and_kind(event: bytes) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import platformdirs
 from msgspec import Struct
 
 from rbee.contracts.views import ReadyFile
-from rbee.errors import ConfigurationError
+from rbee.errors import ConfigurationError, StartError
 
 
 class Home(Struct, frozen=True):
@@ -103,8 +103,18 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_ready_file(path: Path, ready: ReadyFile) -> None:
-    """Announce a server's address in a file."""
-    write_whole(path, msgspec.json.encode(ready) + b"\n")
+    """Announce a server's address in a file.
+
+    Raises:
+        StartError: It cannot be written; it says why.
+    """
+    try:
+        write_whole(path, msgspec.json.encode(ready) + b"\n")
+    except OSError as error:
+        raise StartError(
+            f"The ready file {path} cannot be written: {error.strerror or error}.",
+            remedy="Free space on its disk, or make its directory writable, then start again.",
+        ) from error
 
 
 def read_ready_file(path: Path) -> ReadyFile | None:

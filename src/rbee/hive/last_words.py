@@ -25,14 +25,23 @@ def last_lines(sources: list[Source]) -> list[str]:
 def _tail(source: Source) -> list[str]:
     rest = source.follower.tail(TAIL_BYTES).replace(b"\0", b"")  # where it was given back, it is zeros
     unread = rest.decode("utf-8", "replace").splitlines()
-    lines = [*source.last_lines, *unread]
-    return [_readable(line) for line in lines if line.strip() and '"kind":"token"' not in line[:40]][-LAST_LINES:]
+    shown = (_shown(line) for line in [*source.last_lines, *unread] if line.strip())
+    return [line for line in shown if line][-LAST_LINES:]
 
 
-def _readable(line: str) -> str:
-    """Show a narrated line as its sentence, another one as it is."""
+def _shown(line: str) -> str:
+    """Show a narrated line as its sentence, another one as it is; '' for what is about one request.
+
+    The last lines are told to every job on the worker, and none may hear of another's request.
+    """
+    if '"kind":"token"' in line[:40]:
+        return ""
     decoded = decode_source_line(line.encode())
-    return f"{decoded.action}: {decoded.message}" if decoded is not None and decoded.action else line[:2000]
+    if decoded is None:
+        return line[:2000]
+    if decoded.attempt is not None:
+        return ""
+    return f"{decoded.action}: {decoded.message}" if decoded.action else line[:2000]
 
 
 def last_failure(lines: list[str]) -> str:

@@ -177,19 +177,24 @@ class Outbox:
         self._watch.close()
 
     def _collect(self) -> list[bytes]:
-        """Take of each source in turn at most 64 KiB or one line, up to a full batch."""
+        """Take of each source in turn at most 64 KiB or one line, again and again, up to a full batch."""
         batch: list[bytes] = []
-        size = 0
-        for source in self._in_turn():
-            if size > BATCH_BYTES_MAX - SOURCE_BYTES_MAX:
-                break
-            source.bound(self._capture_bytes_max)
-            part = source.read()
-            if part:
-                self._sources[source.name] = self._sources.pop(source.name)  # next time the others come before it
-            batch.extend(part)
-            size += sum(len(piece) for piece in part)
-            source.check_delivered()
+        room = BATCH_BYTES_MAX - SOURCE_BYTES_MAX
+        turn = self._in_turn()
+        while turn and room >= 0:
+            again: list[Source] = []
+            for source in turn:
+                if room < 0:
+                    break
+                source.bound(self._capture_bytes_max)
+                part = source.read()
+                source.check_delivered()
+                if part:
+                    self._sources[source.name] = self._sources.pop(source.name)  # next time others come before it
+                    again.append(source)
+                batch.extend(part)
+                room -= sum(map(len, part))
+            turn = again
         return batch
 
     def _in_turn(self) -> list[Source]:

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rbee.contracts.events import seq_and_kind
 from rbee.errors import InvalidRequestError, RbeeError
 from rbee.jobs.event_log import LogReader
 from rbee.jobs.registry import JobRegistry
@@ -20,17 +19,14 @@ from rbee.jobs.registry import JobRegistry
 COMMENT_EVERY_S = 10.0
 SEND_TIMEOUT_S = 5.0
 RETRY_MS = 1000
+AGE_MAX_S = 600.0
+COMMENT = b": still here\n\n"
+BYE = b"event: bye\ndata: {}\n\n"
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
     "x-accel-buffering": "no",
 }
-
-
-def frame(event: bytes) -> bytes:
-    """Frame one stored event for the stream."""
-    seq, kind = seq_and_kind(event)
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, kind.encode(), event)
 
 
 def requested_position(request: Request) -> int:
@@ -55,10 +51,11 @@ async def stream_response(request: Request, registry: JobRegistry, log_id: str) 
 
 
 class LogResponse(Response):
-    """Sends what the reader finds until the log ends, the caller leaves or the server closes.
+    """Sends what the reader finds until the log ends, the caller leaves, the server closes or its time is up.
 
     A caller that takes nothing for `send_timeout_s` is cut off; so is one whose next events were forgotten
-    meanwhile. Both may come back with the last number they have.
+    meanwhile. All may come back with the last number they have; after `age_max_s` (somewhat less, so that many do
+    not come back at once) they are asked to.
     """
 
     def __init__(
@@ -67,12 +64,15 @@ class LogResponse(Response):
         *,
         comment_every_s: float = COMMENT_EVERY_S,
         send_timeout_s: float = SEND_TIMEOUT_S,
+        age_max_s: float = AGE_MAX_S,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._reader = reader
         self._comment_every_s = comment_every_s
         self._send_timeout_s = send_timeout_s
+        self._has_said_bye = False
+        self._age_s = age_max_s * random.uniform(0.8, 1.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the stream; ends with the caller's leaving at the latest."""
@@ -90,20 +90,63 @@ class LogResponse(Response):
             raise failed
 
     async def _send_all(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._age_s
+        patience = _Patience(self._send_timeout_s)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        retry_ms = RETRY_MS + random.randrange(RETRY_MS)
-        await self._send_chunk(send, b"retry: %d\n\n" % retry_ms)
-        while not self._reader.is_ended:
-            events = await self._reader.next(self._comment_every_s)
-            if not events and self._reader.is_closing:
-                await self._send_chunk(send, b"event: bye\ndata: {}\n\n")
-                break
-            await self._send_chunk(send, b"".join([frame(event) for event in events]) or b": still here\n\n")
+        body = b"retry: %d\n\n" % (RETRY_MS + random.randrange(RETRY_MS))
+        while body:
+            patience.begin()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            patience.end()
+            body = await self._following(loop.time() >= until)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_chunk(self, send: Send, body: bytes) -> None:
-        async with asyncio.timeout(self._send_timeout_s):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _following(self, is_time_up: bool) -> bytes:
+        """Return what is to be sent next; nothing at the end."""
+        reader = self._reader
+        if reader.is_ended or self._has_said_bye:
+            return b""
+        frames = b"" if is_time_up else await reader.next_frames(self._comment_every_s)
+        if frames or reader.is_ended:
+            return frames
+        self._has_said_bye = is_time_up or reader.is_closing
+        return BYE if self._has_said_bye else COMMENT
+
+
+class _Patience:
+    """Cancels the task it was made in when one wait takes longer than `limit_s`; one timer serves many waits."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._since: float | None = None
+        self._is_armed = False
+
+    def begin(self) -> None:
+        """A wait begins now."""
+        self._since = self._loop.time()
+        if not self._is_armed:
+            self._arm(self._limit_s)
+
+    def end(self) -> None:
+        """It has ended."""
+        self._since = None
+
+    def _arm(self, delay_s: float) -> None:
+        self._is_armed = True
+        self._loop.call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        self._is_armed = False
+        if self._since is None:
+            return
+        left_s = self._since + self._limit_s - self._loop.time()
+        if left_s > 0:
+            self._arm(left_s)
+        elif self._task is not None:
+            self._task.cancel()
 
 
 async def _until_left(receive: Receive) -> None:

@@ -1,39 +1,106 @@
-"""Reading a log while it grows: replay from the store, then live, without a gap or a repeat."""
+"""Reading a log while it grows: replay from the store, then live, without a gap or a repeat.
+
+What is committed is kept for a while, once for all readers of its log, and each reader has its place in it. One
+that fell behind what is kept reads the store until it has caught up.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
+from rbee.contracts.events import frame
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
 from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
 
-PAGE_EVENTS = 500
-QUEUE_BYTES_MAX = 1024 * 1024
-EVENT_OVERHEAD_BYTES = 64
+PAGE_EVENTS = 4096
+RECENT_BYTES_MAX = 8 * 1024 * 1024
+ALL_RECENT_BYTES_MAX = 32 * 1024 * 1024
+TAKEN_BYTES_MAX = 256 * 1024
+
+
+class _Recent:
+    """What was committed to one log lately, who reads it, and the last number that is known of."""
+
+    def __init__(self) -> None:
+        self.last_seq = 0
+        self.readers: set[LogReader] = set()
+        self.batches: deque[Committed] = deque()
+        self.size_bytes = 0
+
+    def add(self, batch: Committed, limit_bytes: int) -> int:
+        """Keep a batch within the limit; returns by how much the memory grew."""
+        before = self.size_bytes
+        self.last_seq = batch.last_seq
+        self.batches.append(batch)
+        self.size_bytes += batch.size_bytes
+        self.trim(limit_bytes)
+        return self.size_bytes - before
+
+    def trim(self, limit_bytes: int) -> None:
+        """Let go of the oldest; an end stays, for it may be on no disk any more."""
+        while self.size_bytes > limit_bytes and not self.batches[0].is_end:
+            self.size_bytes -= self.batches.popleft().size_bytes
+
+    def behind(self, position: int) -> list[Committed]:
+        """Return the next batches behind a position; none when they are not kept any more."""
+        found: deque[Committed] = deque()
+        for batch in reversed(self.batches):
+            if batch.last_seq <= position:
+                break
+            found.appendleft(batch)
+        return list(found) if found and found[0].first_seq <= position + 1 else []
 
 
 class LogHub:
-    """Hands what was committed to the readers of each log."""
+    """Hands what was committed to the readers of each log.
+
+    Attributes:
+        recent_bytes_max: How much of one log is kept in memory while somebody reads it.
+        all_recent_bytes_max: How much of all logs together.
+        on_full: Told of a job whose log takes nothing more of what was captured.
+    """
 
     def __init__(self, store: JobStore) -> None:
+        self.recent_bytes_max = RECENT_BYTES_MAX
+        self.all_recent_bytes_max = ALL_RECENT_BYTES_MAX
+        self.on_full: Callable[[str], None] = lambda log_id: None
         self._store = store
-        self._readers: dict[str, set[LogReader]] = {}
+        self._readers: dict[str, _Recent] = {}
+        self._recent_bytes = 0
         self.is_closing = False
 
     def close(self) -> None:
         """Wake every reader, so that streams can say goodbye."""
         self.is_closing = True
-        for readers in self._readers.values():
-            for reader in readers:
-                reader._changed.set()
+        for recent in self._readers.values():
+            for reader in recent.readers:
+                reader.wake()
 
     def publish(self, committed: list[Committed]) -> None:
         """Hand events on that are on disk."""
         for batch in committed:
-            for reader in self._readers.get(batch.log_id, ()):
-                reader._offer(batch)
+            if batch.is_full:
+                self.on_full(batch.log_id)
+            recent = self._readers.get(batch.log_id)
+            if recent is None:
+                continue
+            self._recent_bytes += recent.add(batch, self.recent_bytes_max)
+            if self._recent_bytes > self.all_recent_bytes_max:
+                self._trim()
+            for reader in recent.readers:
+                reader.wake()
+
+    def _trim(self) -> None:
+        """Halve what is kept of the logs of which most is kept, until all is within its bound."""
+        for recent in sorted(self._readers.values(), key=lambda recent: -recent.size_bytes):
+            before = recent.size_bytes
+            recent.trim(before // 2)
+            self._recent_bytes += recent.size_bytes - before
+            if self._recent_bytes <= self.all_recent_bytes_max:
+                return
 
     async def reader(self, log_id: str, after: int = 0) -> LogReader:
         """Begin to read a log behind the number `after`; close the reader when done.
@@ -43,8 +110,9 @@ class LogHub:
             GoneError: The events behind `after` were forgotten.
             InvalidRequestError: The log does not reach to `after` yet.
         """
-        reader = LogReader(self, log_id, after)
-        self._readers.setdefault(log_id, set()).add(reader)
+        recent = self._readers.setdefault(log_id, _Recent())
+        reader = LogReader(self, log_id, after, recent)
+        recent.readers.add(reader)
         try:
             head = await self._store.head(log_id)
             if head is None:
@@ -53,6 +121,7 @@ class LogHub:
                 raise InvalidRequestError(f"The log of {log_id} ends at {head.last_seq}; {after} is past it.")
             if after + 1 < head.first_seq:
                 raise GoneError(f"The events of {log_id} before {head.first_seq} are no longer kept.")
+            recent.last_seq = max(recent.last_seq, head.last_seq)
             reader.is_ended = head.is_ended and after >= head.last_seq
         except BaseException:
             reader.close()
@@ -61,11 +130,12 @@ class LogHub:
 
     def forget(self, reader: LogReader) -> None:
         """Stop handing events to a reader."""
-        readers = self._readers.get(reader.log_id)
-        if readers is not None:
-            readers.discard(reader)
-            if not readers:
+        recent = self._readers.get(reader.log_id)
+        if recent is not None:
+            recent.readers.discard(reader)
+            if not recent.readers:
                 del self._readers[reader.log_id]
+                self._recent_bytes -= recent.size_bytes
 
     async def page(self, log_id: str, after: int) -> LogPage:
         """Read the next events from the store."""
@@ -76,85 +146,94 @@ class LogHub:
 
 
 class LogReader:
-    """One reader of one log; keeps a bounded queue of live events, and reads the store when it fell behind."""
+    """One reader of one log: its place in what is kept in memory, or in the store when it fell behind."""
 
-    def __init__(self, hub: LogHub, log_id: str, after: int) -> None:
+    def __init__(self, hub: LogHub, log_id: str, after: int, recent: _Recent) -> None:
         self.log_id = log_id
         self.position = after
         self.is_ended = False
         self._hub = hub
-        self._live: deque[Committed] = deque()
-        self._live_bytes = 0
-        self._changed = asyncio.Event()
-        self._is_caught_up = False
-        self._has_overflowed = False
+        self._recent = recent
+        self._waiter: asyncio.Future[bool] | None = None
 
     @property
     def is_closing(self) -> bool:
         """Tell whether the program is about to stop, so that nothing more will come."""
         return self._hub.is_closing
 
-    def _offer(self, batch: Committed) -> None:
-        self._live.append(batch)
-        self._live_bytes += _size(batch)
-        if self._live_bytes > QUEUE_BYTES_MAX and not batch.is_end:
-            self._live.clear()
-            self._live_bytes = 0
-            self._is_caught_up = False
-            self._has_overflowed = True
-        self._changed.set()
+    def wake(self) -> None:
+        """Have the reader look again."""
+        if self._waiter is not None:
+            _resolve(self._waiter, True)
 
     async def next(self, timeout_s: float) -> list[bytes]:
         """Wait for the next events, at most `timeout_s`; empty when there were none, or at the end."""
-        while not self.is_ended and not self.is_closing:
-            found = self._take_live() if self._is_caught_up else await self._take_stored()
-            if found or self.is_ended:
-                return found
-            if self._live or not self._is_caught_up or self.is_closing:
-                continue
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                return []
-        return []
+        found: list[bytes] = []
+        await self._next(timeout_s, lambda batch, skipped: found.extend(batch.events[skipped:]))
+        return found
 
-    def _take_live(self) -> list[bytes]:
-        while self._live:
-            batch = self._live[0]
-            if batch.first_seq > self.position + 1:
-                self._is_caught_up = False
-                return []
-            self._live.popleft()
-            self._live_bytes -= _size(batch)
+    async def next_frames(self, timeout_s: float) -> bytes:
+        """Wait for the next events as `next` does; returns them as frames of a stream."""
+        found: list[bytes] = []
+        await self._next(timeout_s, lambda batch, skipped: found.append(_framed(batch, skipped)))
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    async def _next(self, timeout_s: float, take: Callable[[Committed, int], None]) -> None:
+        while not (self.is_ended or self.is_closing):
+            if self._take_recent(take):
+                return
+            if self.position < self._recent.last_seq:
+                if await self._take_stored(take):
+                    return
+            elif not await self._woken(timeout_s):
+                return
+
+    async def _woken(self, timeout_s: float) -> bool:
+        """Wait to be woken; false when nobody did in time."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, _resolve, self._waiter, False)
+        try:
+            return await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _take_recent(self, take: Callable[[Committed, int], None]) -> bool:
+        """Take what is next in memory, in portions; false when it is not there."""
+        taken_bytes = 0
+        for batch in self._recent.behind(self.position):
+            take(batch, max(0, self.position + 1 - batch.first_seq))
+            self.position = batch.last_seq
             self.is_ended = batch.is_end
-            fresh = batch.events[self.position + 1 - batch.first_seq :]
-            if fresh:
-                self.position = batch.last_seq
-                return fresh
-        return []
+            taken_bytes += len(batch.framed)
+            if taken_bytes >= TAKEN_BYTES_MAX:
+                break
+        return taken_bytes > 0
 
-    async def _take_stored(self) -> list[bytes]:
-        self._has_overflowed = False
+    async def _take_stored(self, take: Callable[[Committed, int], None]) -> bool:
         page = await self._hub.page(self.log_id, self.position)
-        if self.position + 1 < page.head.first_seq and not self._has_next_live():
+        if self.position + 1 < page.head.first_seq and not self._recent.behind(self.position):
             raise GoneError(f"The events of {self.log_id} before {page.head.first_seq} are no longer kept.")
-        if page.events and self.position + 1 >= page.head.first_seq:
-            self.position += len(page.events)
-            self.is_ended = page.head.is_ended and self.position == page.head.last_seq
-            return page.events
-        self._is_caught_up = not self._has_overflowed  # what overflowed meanwhile is in the store by now
-        return []
-
-    def _has_next_live(self) -> bool:
-        """Tell whether what is next came live: of a log that is erased at its end, only that is left."""
-        return bool(self._live) and self._live[0].first_seq <= self.position + 1
+        if not page.events or self.position + 1 < page.head.first_seq:
+            return False
+        take(Committed(self.log_id, self.position + 1, page.events, False), 0)
+        self.position += len(page.events)
+        self.is_ended = page.head.is_ended and self.position == page.head.last_seq
+        return True
 
     def close(self) -> None:
         """Stop reading."""
         self._hub.forget(self)
 
 
-def _size(batch: Committed) -> int:
-    return sum(map(len, batch.events)) + EVENT_OVERHEAD_BYTES * len(batch.events)
+def _framed(batch: Committed, skipped: int) -> bytes:
+    """Return a batch's frames from the one at `skipped` on; the whole ones are made once for all readers."""
+    if not skipped and batch.framed:
+        return batch.framed
+    return b"".join([frame(event) for event in batch.events[skipped:]])
+
+
+def _resolve(waiter: asyncio.Future[bool], is_woken: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(is_woken)

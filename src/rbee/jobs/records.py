@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.events import NewEvent
+from rbee.contracts.events import CapturedRun, NewEvent
 from rbee.contracts.states import TERMINAL_STATES, JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
+
+EVENT_OVERHEAD_BYTES = 64
 
 
 class JobRecord(Struct, frozen=True, kw_only=True):
@@ -97,18 +100,30 @@ class LogHead(Struct, frozen=True):
     is_ended: bool
 
 
-class Committed(Struct, frozen=True):
-    """Events that were committed to one log in one transaction, numbered from `first_seq` on."""
+class Committed(Struct, gc=False):
+    """Events that were committed to one log in one transaction, numbered from `first_seq` on.
+
+    Attributes:
+        framed: The same as frames of a stream, made once for all readers.
+        is_full: The log took nothing more of what was captured; they tell how much was lost.
+    """
 
     log_id: str
     first_seq: int
     events: list[bytes]
     is_end: bool
+    framed: bytes = b""
+    is_full: bool = False
 
     @property
     def last_seq(self) -> int:
         """The number of the last of them."""
         return self.first_seq + len(self.events) - 1
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory they take, about."""
+        return 2 * len(self.framed) + EVENT_OVERHEAD_BYTES * len(self.events)
 
 
 class LogPage(Struct, frozen=True):
@@ -132,6 +147,22 @@ class Entry(Struct, frozen=True):
     otherwise: tuple[str, NewEvent] | None = None
 
 
+class Run(Struct, frozen=True, gc=False):
+    """Many captured lines on their way into one log, as they stand.
+
+    Attributes:
+        log_id: Where they belong.
+        lines: The lines.
+        otherwise_log_id: Where to tell of them when that log has ended meanwhile.
+        otherwise: Makes of them what is told there.
+    """
+
+    log_id: str
+    lines: CapturedRun
+    otherwise_log_id: str
+    otherwise: Callable[[CapturedRun], list[NewEvent]]
+
+
 class WorkerRecord(Struct, frozen=True):
     """A worker the queen asked a hive for, and the job it was started for."""
 
@@ -153,7 +184,7 @@ class SourceBatch(Struct, frozen=True):
     cursor: int
     next_cursor: int
     next_part: int
-    entries: list[Entry]
+    entries: Sequence[Entry | Run]
     ended_workers: list[WorkerRecord] = []
 
 

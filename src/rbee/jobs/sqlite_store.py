@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rbee.contracts.events import NewEvent, encode_json
+from rbee.contracts.events import CapturedRun, NewEvent, encode_json, new_event, unframed
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
+from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
     Committed,
+    Entry,
     JobFilter,
     JobRecord,
     LogHead,
     LogPage,
+    Run,
     SourceBatch,
     WorkerRecord,
 )
@@ -31,8 +35,10 @@ from rbee.jobs.sqlite_writer import SqliteWriter, Transaction, translated
 from rbee.jobs.store import Decide, OnCommit
 
 T = TypeVar("T")
+Part = NewEvent | CapturedRun
 PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
+JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 _COLUMNS = JobRecord.__struct_fields__
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
 _INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -70,12 +76,14 @@ class SqliteStore:
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
         # A database in memory belongs to one connection, so there the writer's thread reads as well.
         connection = self._reader if self._is_memory else self._connect()
-        self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed))
+        checkpoints = None if self._is_memory else Checkpoints(self._connect)
+        self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed), checkpoints)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._target, isolation_level=None, check_same_thread=False, timeout=10)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Checkpoints`
         connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
         return connection
 
@@ -200,7 +208,7 @@ class SqliteStore:
         """Commit captured events together with the cursors of their files."""
 
         def run(tx: Transaction) -> dict[str, int]:
-            return {batch.source: _ingest(tx, batch) for batch in batches}
+            return _ingest(tx, batches)
 
         return await self._writer.write(run)
 
@@ -328,6 +336,7 @@ def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
 
 def _erase(tx: Transaction, job_id: str) -> None:
     tx.has_erased = True
+    tx.heads.pop(job_id, None)
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
@@ -340,12 +349,23 @@ def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
     return LogHead(row[0], row[1], row[2], bool(row[3])) if row else None
 
 
-def _append(tx: Transaction, log_id: str, events: list[NewEvent], *, is_end: bool) -> bool:
+def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
+    """Return a head as this transaction sees it, from memory where it was used lately."""
+    head = tx.heads.get(log_id) or _head(tx.connection, log_id)
+    if head is not None:
+        tx.heads[log_id] = head
+    return head
+
+
+def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: bool) -> bool:
     """Number the events and write them as one row; false when the log has ended."""
-    head = _head(tx.connection, log_id) or LogHead(1, 0, 0, False)
+    head = _known_head(tx, log_id) or LogHead(1, 0, 0, False)
     if head.is_ended or not events:
         return not head.is_ended
-    numbered = [event.numbered(head.last_seq + index) for index, event in enumerate(events, 1)]
+    frames: list[bytes] = []
+    for event in events:
+        frames += event.frames(head.last_seq + 1 + len(frames))
+    numbered = [unframed(framed) for framed in frames]
     last_seq = head.last_seq + len(numbered)
     body = b"\n".join(numbered)
     tx.execute("INSERT INTO log_rows VALUES (?, ?, ?)", (log_id, last_seq, body))
@@ -355,7 +375,8 @@ def _append(tx: Transaction, log_id: str, events: list[NewEvent], *, is_end: boo
     tx.execute(
         "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
     )
-    tx.committed.append(Committed(log_id, head.last_seq + 1, numbered, is_end))
+    tx.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
+    tx.committed.append(Committed(log_id, head.last_seq + 1, numbered, is_end, b"".join(frames)))
     return True
 
 
@@ -397,23 +418,64 @@ def _put_worker(tx: Transaction, worker: WorkerRecord) -> None:
     tx.execute("INSERT OR IGNORE INTO log_heads VALUES (?, 1, 0, 0, 0)", (worker.worker_id,))
 
 
-def _ingest(tx: Transaction, batch: SourceBatch) -> int:
-    row = tx.execute("SELECT cursor FROM cursors WHERE source = ?", (batch.source,)).fetchone()
-    if row is not None and row[0] != batch.cursor:
-        return int(row[0])
-    by_log: dict[str, list[NewEvent]] = {}
-    for entry in batch.entries:
-        log_id, event = entry.log_id, entry.event
-        if entry.otherwise is not None and log_id not in by_log:
-            head = _head(tx.connection, log_id)
-            if head is None or head.is_ended:
-                log_id, event = entry.otherwise
-        by_log.setdefault(log_id, []).append(event)
-    for log_id, events in by_log.items():
-        _append(tx, log_id, events, is_end=False)
-    for worker in batch.ended_workers:
-        _put_worker(tx, worker)
-    tx.execute(
-        "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (batch.source, batch.next_cursor, batch.next_part)
+def _ingest(tx: Transaction, batches: list[SourceBatch]) -> dict[str, int]:
+    """Take those batches that begin at their cursors: one row for each log, whatever files its lines came from."""
+    cursors: dict[str, int] = {}
+    by_log: dict[str, list[Part]] = {}
+    for batch in batches:
+        cursor = cursors.get(batch.source)
+        if cursor is None:
+            row = tx.execute("SELECT cursor FROM cursors WHERE source = ?", (batch.source,)).fetchone()
+            cursor = cursors[batch.source] = row[0] if row is not None else batch.cursor
+        if cursor != batch.cursor:
+            continue
+        cursors[batch.source] = batch.next_cursor
+        for entry in batch.entries:
+            _sort_in(tx, entry, by_log)
+        for worker in batch.ended_workers:
+            _put_worker(tx, worker)
+        tx.execute(
+            "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (batch.source, batch.next_cursor, batch.next_part)
+        )
+    for log_id, parts in by_log.items():
+        head = _known_head(tx, log_id)
+        if head is not None and head.size_bytes >= JOB_LOG_BYTES_MAX and log_id.startswith("job-"):
+            _append(tx, log_id, [_lost(parts)], is_end=False)
+            tx.committed[-1].is_full = True
+        else:
+            _append(tx, log_id, parts, is_end=False)
+    return cursors
+
+
+def _lost(parts: Sequence[Part]) -> NewEvent:
+    """Tell of captured lines that a log is too full for."""
+    runs = [part.lines if isinstance(part, CapturedRun) else [part.tail] for part in parts]
+    return new_event(
+        "gap",
+        {
+            "ts": time.time_ns(),
+            "reason": "log_full",
+            "lost_bytes": sum(len(line) for lines in runs for line in lines),
+            "lost_lines": sum(map(len, runs)),
+        },
     )
-    return batch.next_cursor
+
+
+def _sort_in(tx: Transaction, entry: Entry | Run, by_log: dict[str, list[Part]]) -> None:
+    """Put an entry where it belongs, or where else it may go when that log has ended."""
+    is_open = entry.log_id in by_log or entry.otherwise is None or _is_open(tx, entry.log_id)
+    if isinstance(entry, Run):
+        if is_open:
+            by_log.setdefault(entry.log_id, []).append(entry.lines)
+        else:
+            by_log.setdefault(entry.otherwise_log_id, []).extend(entry.otherwise(entry.lines))
+    elif is_open or entry.otherwise is None:
+        by_log.setdefault(entry.log_id, []).append(entry.event)
+    else:
+        log_id, event = entry.otherwise
+        by_log.setdefault(log_id, []).append(event)
+
+
+def _is_open(tx: Transaction, log_id: str) -> bool:
+    head = _known_head(tx, log_id)
+    return head is not None and not head.is_ended

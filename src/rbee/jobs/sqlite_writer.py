@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rbee.errors import RbeeError, StorageFullError, UnavailableError
-from rbee.jobs.records import Committed
+from rbee.jobs.checkpoints import IDLE_S, Checkpoints
+from rbee.jobs.records import Committed, LogHead
 from rbee.jobs.store import OnCommit
 
 T = TypeVar("T")
 BATCH_MAX = 512
+HEADS_MAX = 4096
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
@@ -26,10 +28,12 @@ class Transaction:
         connection: The file.
         committed: What is to be published on commit.
         has_erased: Something was deleted that nobody may find in the file afterwards.
+        heads: Where logs end, as this transaction sees it; what is missing here is in the file.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, heads: dict[str, LogHead] | None = None) -> None:
         self.connection = connection
+        self.heads = {} if heads is None else heads
         self.committed: list[Committed] = []
         self.has_erased = False
 
@@ -61,8 +65,13 @@ class _Write:
 class SqliteWriter:
     """Runs writes one after the other in a thread of its own, as many to a commit as have come in meanwhile."""
 
-    def __init__(self, connection: sqlite3.Connection, on_commit: OnCommit) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, on_commit: OnCommit, checkpoints: Checkpoints | None = None
+    ) -> None:
         self._connection = connection
+        self._checkpoints = checkpoints
+        self._heads: dict[str, LogHead] = {}
+        self._version: int | None = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -89,6 +98,8 @@ class SqliteWriter:
         self._is_closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+        if self._checkpoints is not None:
+            await asyncio.to_thread(self._checkpoints.close)
         self._connection.close()
 
     def _work(self) -> None:
@@ -96,12 +107,17 @@ class SqliteWriter:
         while not is_last:
             if self._has_erased and self._queue.empty():
                 self._empty_wal()
-            first = self._queue.get()
+            try:
+                first = self._queue.get(timeout=self._idle_s())
+            except queue.Empty:
+                self._empty_wal()
+                continue
             if first is None:
                 return
             batch, is_last = self._gather(first)
             self._commit(batch)
             self._loop.call_soon_threadsafe(self._deliver, batch)
+            self._care_for_wal(batch)
 
     def _gather(self, first: _Write) -> tuple[list[_Write], bool]:
         batch = [first]
@@ -119,18 +135,27 @@ class SqliteWriter:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self._look_for_strangers()
             for write in batch:
                 self._run(write)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
+            self._heads.clear()
             with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
                 connection.execute("ROLLBACK")
             for write in batch:
                 write.error = translated(error)
                 write.published = []
 
+    def _look_for_strangers(self) -> None:
+        """Forget what is known by heart when another connection wrote to the file."""
+        version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version = version
+            self._heads.clear()
+
     def _run(self, write: _Write) -> None:
-        transaction = Transaction(self._connection)
+        transaction = Transaction(self._connection, self._heads)
         self._connection.execute("SAVEPOINT one")
         try:
             write.result = write.function(transaction)
@@ -148,16 +173,29 @@ class SqliteWriter:
             self._connection.execute("RELEASE one")
 
     def _undo(self) -> None:
+        self._heads.clear()
         self._connection.execute("ROLLBACK TO one")
         self._connection.execute("RELEASE one")
 
     def _empty_wal(self) -> None:
-        """Take what was erased out of the log of past writes too; try again after the next one if it is in use."""
-        try:
-            is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        except sqlite3.Error:  # a full disk, say: the next write tells its caller
-            return
-        self._has_erased = bool(is_busy)
+        """Take what was written, and what was erased, out of the log of past writes too.
+
+        Where that cannot be done now (it is in use, the disk is full), it is tried again after the next write.
+        """
+        if self._checkpoints is None or self._checkpoints.empty(self._connection):
+            self._has_erased = False
+
+    def _idle_s(self) -> float | None:
+        """Return how long to wait for a write until the log of past ones is emptied; None when it is."""
+        is_empty = self._checkpoints is None or self._checkpoints.is_log_empty
+        return None if is_empty else IDLE_S
+
+    def _care_for_wal(self, batch: list[_Write]) -> None:
+        if len(self._heads) > HEADS_MAX:
+            self._heads.clear()
+        if self._checkpoints is not None:
+            size_bytes = sum(len(told.framed) for write in batch for told in write.published)
+            self._checkpoints.committed(self._connection, size_bytes)
 
     def _deliver(self, batch: list[_Write]) -> None:
         published = [committed for write in batch for committed in write.published]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -12,6 +13,10 @@ Marker = tuple[str, str]
 
 Identity = tuple[int, int]
 """A process's number and start time: no other process ever has both, until the machine starts again."""
+
+
+_EXEC_LOOKS_MAX = 20
+_EXEC_LOOK_S = 0.001
 
 
 class ProcessEntry(Struct, frozen=True):
@@ -81,13 +86,28 @@ def _entries() -> Iterator[ProcessEntry]:
 
 
 def carries(pid: int, marker: Marker) -> bool:
-    """Tell whether a process was started with `NAME=value` in its environment; False when it cannot be read."""
+    """Tell whether a process was started with `NAME=value` in its environment; False when it cannot be read.
+
+    For a moment in the middle of starting a program, a process shows no environment: then it is asked again.
+    """
     wanted = f"{marker[0]}={marker[1]}".encode("utf-8", "surrogateescape")
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return wanted in file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False
+    for _ in range(_EXEC_LOOKS_MAX):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+            if environment or not _is_in_exec(pid):
+                return wanted in environment.split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return False
+        time.sleep(_EXEC_LOOK_S)
+    return False
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Tell whether a process has memory, but no place for its environment in it yet."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[20] != b"0" and fields[48] == b"0"
 
 
 def self_and_ancestors(entries: dict[int, ProcessEntry]) -> frozenset[int]:

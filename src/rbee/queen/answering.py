@@ -144,7 +144,7 @@ class Answering:
 
         A worker of a live hive that has not freed the slot by then is stopped itself.
         """
-        if placement.closing.done():
+        if placement.closing.done() and not isinstance(placement.closing.exception(), OverloadedError):
             return
         is_told = await self._worker_api.stop(placement, correlation_id)
         if self._hive_state(placement) is HiveState.LIVE:

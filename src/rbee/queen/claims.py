@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
+from itertools import accumulate
 
 from msgspec import Struct
 
-from rbee.contracts.events import NewEvent, SourceLine, captured_event, decode_source_line, new_event
+from rbee.contracts.events import (
+    CapturedRun,
+    NewEvent,
+    SourceLine,
+    captured_event,
+    decode_plain_lines,
+    decode_source_line,
+    new_event,
+)
 from rbee.contracts.heartbeats import SourceHeader
 from rbee.contracts.ids import is_id
 from rbee.contracts.stretches import Piece
-from rbee.jobs.records import Entry
+from rbee.jobs.records import Entry, Run
 
 _BOOT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _ACTION = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -40,6 +50,11 @@ class Speaker(Struct, frozen=True):
     placed: Mapping[str, int] = {}
     started_for: str | None = None
     handed: Collection[str] = ()
+
+    @property
+    def is_worker_stdout(self) -> bool:
+        """Tell whether it is where a worker says its events."""
+        return not self.is_hive and self.stream == "stdout"
 
     @property
     def stream(self) -> str:
@@ -74,20 +89,73 @@ def hear(piece: Piece, speaker: Speaker, observed_ts: int) -> Heard:
     if line.job_id is None:
         return Heard(Entry(speaker.log_id, event), line)
     refused = _refused(piece, line, speaker, observed_ts)
-    if not _may_speak_of(line, speaker):
+    if not _may_speak_of(line.kind, line.job_id, line.attempt, speaker):
         return Heard(Entry(speaker.log_id, refused), stray=line if _is_piece_of_answer(line) else None)
     return Heard(
         Entry(line.job_id, event, otherwise=(speaker.log_id, event if speaker.is_hive else refused)), line
     )
 
 
-def _may_speak_of(line: SourceLine, speaker: Speaker) -> bool:
-    job_id = line.job_id or ""
+def _may_speak_of(kind: str, job_id: str, attempt: int | None, speaker: Speaker) -> bool:
     if speaker.is_hive:
-        return line.kind == "narration" and job_id in speaker.handed
-    if line.attempt is not None:
-        return speaker.placed.get(job_id) == line.attempt
-    return line.kind == "narration" and (job_id == speaker.started_for or job_id in speaker.placed)
+        return kind == "narration" and job_id in speaker.handed
+    if attempt is not None:
+        return speaker.placed.get(job_id) == attempt
+    return kind == "narration" and (job_id == speaker.started_for or job_id in speaker.placed)
+
+
+class Chorus(Struct, frozen=True):
+    """Many lines after the decision, all of them believed: the runs they make, and those somebody has to hear."""
+
+    runs: list[Run]
+    lines: list[SourceLine]
+
+
+def hear_together(lines: list[bytes], offset: int, speaker: Speaker, observed_ts: int) -> Chorus | None:
+    """Decide about whole lines of a worker's stdout at once, where all are plain and of jobs it may speak of.
+
+    None otherwise: then `hear` decides about each. Where both can decide, they decide the same.
+
+    Args:
+        lines: Without their newlines, which all had.
+        offset: Where the first begins.
+        speaker: Whose they are.
+        observed_ts: When they were read.
+    """
+    said = decode_plain_lines(lines)
+    if said is None:
+        return None
+    claims = {(line.kind, line.job_id, line.attempt): line for line in said}
+    for kind, job_id, attempt in claims:
+        if job_id is None or not _may_speak_of(kind, job_id, attempt, speaker):
+            return None
+    offsets = list(accumulate([len(line) + 1 for line in lines[:-1]], initial=offset))
+    by_job: dict[str, tuple[list[bytes], list[int]]] = {}
+    if len({job_id for _, job_id, _ in claims}) == 1:
+        by_job[said[0].job_id or ""] = lines, offsets
+    else:
+        for data, at, line in zip(lines, offsets, said, strict=True):
+            found = by_job.get(line.job_id or "")
+            if found is None:
+                found = by_job[line.job_id or ""] = [], []
+            found[0].append(data)
+            found[1].append(at)
+    late = partial(_late, speaker)
+    runs = [
+        Run(job_id, CapturedRun(speaker.source, observed_ts, *own), speaker.log_id, late)
+        for job_id, own in by_job.items()
+    ]
+    tokens = [line for line in claims.values() if line.kind == "token"]  # the last of each answer will do
+    return Chorus(runs, [*tokens, *(line for line in said if line.kind == "narration")])
+
+
+def _late(speaker: Speaker, run: CapturedRun) -> list[NewEvent]:
+    """Return what is told of lines whose job has ended meanwhile."""
+    said = decode_plain_lines(run.lines) or []
+    return [
+        _refused(Piece(offset, data), line, speaker, run.observed_ts)
+        for data, offset, line in zip(run.lines, run.offsets, said, strict=True)
+    ]
 
 
 def _is_piece_of_answer(line: SourceLine) -> bool:

@@ -6,22 +6,25 @@ import asyncio
 import itertools
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.events import NewEvent, SourceLine
+from rbee.contracts.events import MAX_LINE_BYTES, NewEvent, SourceLine
 from rbee.contracts.heartbeats import SourceHeader
 from rbee.contracts.stretches import Piece, split
 from rbee.errors import InvalidRequestError
 from rbee.jobs import JobRegistry
-from rbee.jobs.records import SourceBatch
-from rbee.queen.claims import Speaker, hear, lost_stretch, refused_stretch
+from rbee.jobs.records import Entry, Run, SourceBatch, WorkerRecord
+from rbee.queen.claims import Speaker, hear, hear_together, lost_stretch, refused_stretch
 from rbee.queen.worker_exits import kept_exit
 from rbee.queen.workers import WorkerBook
 
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 STRETCHES_MAX = 4096
+TOGETHER_LINES = 128
+POSITIONS_MAX = 4096
 _header = msgspec.json.Decoder(SourceHeader)
 
 
@@ -73,7 +76,9 @@ class Ingest:
     def __init__(self, registry: JobRegistry, workers: WorkerBook) -> None:
         self._registry = registry
         self._workers = workers
+        registry.hub.on_full = workers.overflowed
         self._locks: dict[str, asyncio.Lock] = {}
+        self._positions: dict[str, tuple[int, int]] = {}
 
     async def take(self, hive_id: str, body: bytes) -> dict[str, int]:
         """Commit a batch; returns the cursors of its sources: the acknowledgement.
@@ -88,7 +93,7 @@ class Ingest:
 
     async def _take(self, hive_id: str, stretches: list[Stretch]) -> dict[str, int]:
         observed_ts = time.time_ns()
-        known = await self._registry.store.cursors({stretch.header.source for stretch in stretches})
+        known = await self._known({stretch.header.source for stretch in stretches})
         cursors: dict[str, int] = {}
         positions = dict(known)
         reads: list[_Read] = []
@@ -105,11 +110,30 @@ class Ingest:
             if read is not None:
                 positions[source] = (read.batch.next_cursor, read.batch.next_part)
                 reads.append(read)
-        cursors |= await self._registry.store.ingest([read.batch for read in reads])
+        cursors |= await self._commit([read.batch for read in reads])
         if refused:
             await self._registry.append(hive_id, refused)
         self._act(hive_id, reads)
         await self._workers.settle()
+        return cursors
+
+    async def _known(self, sources: set[str]) -> dict[str, tuple[int, int]]:
+        """Return how far these files are committed; what this very object committed it knows by heart."""
+        unknown = sources - self._positions.keys()
+        if unknown:
+            if len(self._positions) > POSITIONS_MAX:
+                self._positions.clear()
+                unknown = sources
+            self._positions |= await self._registry.store.cursors(unknown)
+        return {source: self._positions[source] for source in sources if source in self._positions}
+
+    async def _commit(self, batches: list[SourceBatch]) -> dict[str, int]:
+        for batch in batches:  # until this is on disk, nobody knows
+            self._positions.pop(batch.source, None)
+        cursors = await self._registry.store.ingest(batches)
+        for batch in batches:
+            if cursors[batch.source] == batch.next_cursor:
+                self._positions[batch.source] = (batch.next_cursor, batch.next_part)
         return cursors
 
     def _act(self, hive_id: str, reads: list[_Read]) -> None:
@@ -135,24 +159,65 @@ def _read(
     if header.lost_bytes:
         entries = lost_stretch(speaker, cursor, stretch.end - cursor, header.lost_lines, observed_ts)
         return _Read(SourceBatch(header.source, cursor, stretch.end, 0, entries))
-    found = split(stretch.data[cursor - header.offset :], offset=cursor, part=part, final=True)
-    read = _Read(SourceBatch(header.source, cursor, found.offset, found.part, [], []))
-    for piece in found.pieces:
-        _judge(piece, read, speaker, workers, observed_ts)
-    return read
+    judge = _Judge(speaker, workers, observed_ts)
+    next_cursor, next_part = judge.take(stretch.data[cursor - header.offset :], cursor, part)
+    batch = SourceBatch(header.source, cursor, next_cursor, next_part, judge.entries, judge.ended)
+    return _Read(batch, judge.believed, judge.strays)
 
 
-def _judge(piece: Piece, read: _Read, speaker: Speaker, workers: WorkerBook, observed_ts: int) -> None:
-    """Decide about a piece: where it goes, whether it is believed or astray, or an end that is kept back."""
-    heard = hear(piece, speaker, observed_ts)
-    if speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit":
-        kept = kept_exit(piece.data, source=speaker.source, offset=piece.offset, observed_ts=observed_ts)
-        record = workers.ended_record(kept, speaker.log_id)
+class _Judge:
+    """Decides about the lines of one stretch: where each goes, what is believed, which ends are kept back."""
+
+    def __init__(self, speaker: Speaker, workers: WorkerBook, observed_ts: int) -> None:
+        self._speaker = speaker
+        self._workers = workers
+        self._observed_ts = observed_ts
+        self.entries: list[Entry | Run] = []
+        self.believed: list[tuple[str, SourceLine]] = []
+        self.strays: list[tuple[str, SourceLine]] = []
+        self.ended: list[WorkerRecord] = []
+
+    def take(self, data: bytes, offset: int, part: int) -> tuple[int, int]:
+        """Decide about all of `data`; returns offset and part behind it."""
+        lines = data[:-1].split(b"\n")
+        is_plain = self._speaker.is_worker_stdout and not part and data.endswith(b"\n") and b"\r" not in data
+        if not is_plain or max(map(len, lines)) > MAX_LINE_BYTES:
+            found = split(data, offset=offset, part=part, final=True)
+            self._each(found.pieces)
+            return found.offset, found.part
+        for start in range(0, len(lines), TOGETHER_LINES):
+            some = lines[start : start + TOGETHER_LINES]
+            self._together(some, offset)
+            offset += sum(map(len, some)) + len(some)
+        return offset, 0
+
+    def _together(self, lines: list[bytes], offset: int) -> None:
+        chorus = hear_together(lines, offset, self._speaker, self._observed_ts)
+        if chorus is None:
+            offsets = accumulate([len(line) + 1 for line in lines], initial=offset)
+            self._each([Piece(at, line) for at, line in zip(offsets, lines, strict=False)])
+        else:
+            self.entries += chorus.runs
+            self.believed += [(self._speaker.log_id, line) for line in chorus.lines]
+
+    def _each(self, pieces: list[Piece]) -> None:
+        speaker = self._speaker
+        for piece in pieces:
+            heard = hear(piece, speaker, self._observed_ts)
+            is_exit = speaker.is_hive and heard.line is not None and heard.line.action == "worker_exit"
+            if is_exit and self._keep_back(piece):
+                continue
+            self.entries.append(heard.entry)
+            if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
+                self.believed.append((speaker.log_id, heard.line))
+            if heard.stray is not None and not speaker.is_hive:
+                self.strays.append((speaker.log_id, heard.stray))
+
+    def _keep_back(self, piece: Piece) -> bool:
+        """Keep the end of a worker until it can be told; false when the line tells none."""
+        source, observed_ts = self._speaker.source, self._observed_ts
+        kept = kept_exit(piece.data, source=source, offset=piece.offset, observed_ts=observed_ts)
+        record = self._workers.ended_record(kept, self._speaker.log_id)
         if record is not None:
-            read.batch.ended_workers.append(record)
-            return
-    read.batch.entries.append(heard.entry)
-    if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
-        read.believed.append((speaker.log_id, heard.line))
-    if heard.stray is not None and not speaker.is_hive:
-        read.strays.append((speaker.log_id, heard.stray))
+            self.ended.append(record)
+        return record is not None

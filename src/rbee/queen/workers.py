@@ -10,6 +10,7 @@ import msgspec
 
 from rbee.contracts.events import SourceLine
 from rbee.contracts.ids import is_id
+from rbee.errors import OverloadedError
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
 from rbee.queen.claims import Speaker, is_file_of_hive
@@ -226,6 +227,14 @@ class WorkerBook:
             placement.heard_at = asyncio.get_running_loop().time()
         elif line.action == "worker_inference" and not placement.closing.done():
             placement.closing.set_result(line.fields)
+
+    def overflowed(self, job_id: str) -> None:
+        """Take note that a job's log is full: its answer fails."""
+        for placed in self._placements.values():
+            if job_id in placed:
+                placed[job_id].fail(
+                    OverloadedError(f"The log of {job_id} is full.", remedy="Ask for less at once.")
+                )
 
     def moved(self, hive_id: str) -> None:
         """Take note that a hive's stream moved."""

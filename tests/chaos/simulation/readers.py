@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from rbee.client import JobClient
 from rbee.client.follow import LogFollower
-from rbee.client.sse import SseEvent
 from rbee.contracts.operations import Infer, Operation
 from rbee.errors import ConflictError, GoneError, NotFoundError, OverloadedError, RbeeError, UnavailableError
 from rbee.testing.memory_session import memory_session
@@ -60,10 +59,9 @@ class _Follower(LogFollower):
 
     transcript: Transcript
 
-    def _take(self, event: SseEvent) -> dict[str, Any] | None:
-        decoded = super()._take(event)
-        if decoded is not None:
-            self.transcript.lines.append(bytes(event.data))
+    def _decoded(self, number: str, data: bytes) -> dict[str, Any]:
+        decoded = super()._decoded(number, data)
+        self.transcript.lines.append(bytes(data))
         return decoded
 
 

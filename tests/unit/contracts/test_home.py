@@ -14,7 +14,7 @@ import pytest
 
 from rbee.contracts.home import Home, default_home, read_ready_file, write_ready_file, write_whole
 from rbee.contracts.views import ReadyFile
-from rbee.errors import ConfigurationError
+from rbee.errors import ConfigurationError, StartError
 
 
 def test_home_makes_its_directories_for_its_owner_alone(tmp_path: Path) -> None:
@@ -98,3 +98,9 @@ def test_file_that_cannot_be_written_whole_leaves_the_old_one_and_no_other(tmp_p
     with pytest.raises(IsADirectoryError):
         write_whole(tmp_path / "ready.json", b"x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ready.json"]
+
+
+def test_ready_file_that_cannot_be_written_is_a_start_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "ready.json"
+    with pytest.raises(StartError, match=f"The ready file {path} cannot be written: No such file"):
+        write_ready_file(path, ReadyFile(url="http://127.0.0.1:1", pid=1, boot_id="b"))

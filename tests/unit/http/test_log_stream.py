@@ -11,9 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rbee.contracts.events import captured_event, decode_source_line
+from rbee.contracts.events import captured_event, decode_source_line, frame
 from rbee.contracts.states import JobState
-from rbee.http.sse import frame
 from tests.unit.http.http_stage import SECONDS, Stage, http_stage, small_buffers
 from tests.unit.jobs.job_stage import end, new_job, told, whole_log
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rbee.contracts.states import JobState
-from rbee.jobs import JobRegistry
+from rbee.jobs import JobRegistry, sqlite_store
 from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
 from rbee.jobs.sqlite_store import SqliteStore
 from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
@@ -120,3 +120,22 @@ async def test_cursors_of_many_sources_are_found_at_once(registry: JobRegistry) 
     await registry.store.ingest([SourceBatch(name, 0, 1, 0, []) for name in names])
     assert len(await registry.store.cursors(names)) == 1500
     assert await registry.store.cursors([]) == {}
+
+
+async def test_full_log_of_a_job_takes_no_more_lines_counts_them_and_still_ends(
+    registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "JOB_LOG_BYTES_MAX", 1000)
+    full: list[str] = []
+    registry.hub.on_full = full.append
+    record = await new_job(registry)
+    assert await registry.store.ingest([batch(0, 20, record.job_id)]) == {"worker-1/stdout": 20}
+    assert full == []
+    assert await registry.store.ingest([batch(20, 27, record.job_id)]) == {"worker-1/stdout": 27}
+    assert full == [record.job_id]
+    await end(registry, record.job_id, JobState.CANCELLED)
+    events = await whole_log(registry, record.job_id)
+    assert_dense(events)
+    assert kinds(events) == ["queued", *["narration"] * 20, "gap", "end"]
+    gap = json.loads(events[-2])
+    assert (gap["reason"], gap["lost_lines"]) == ("log_full", 7)

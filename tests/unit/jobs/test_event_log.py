@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from rbee.contracts.events import frame
 from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs import JobRecord, JobRegistry
-from rbee.jobs.event_log import QUEUE_BYTES_MAX
 from rbee.jobs.records import Committed
 from tests.unit.jobs.job_stage import SECONDS, assert_dense, end, kinds, new_job, read_to_end, told, whole_log
+
+MIB = 2**20
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -58,13 +60,14 @@ async def test_readers_of_any_time_and_position_see_exactly_the_log(registry: Jo
 
 async def test_slow_reader_falls_back_to_the_store_and_misses_nothing(registry: JobRegistry) -> None:
     record = await running_job(registry)
+    registry.hub.recent_bytes_max = MIB
     slow = await registry.follow(record.job_id)
     seen = await slow.next(SECONDS)  # from the store
     await registry.append(record.job_id, [told("caught up")])
     seen += await slow.next(SECONDS)  # live
     for _ in range(12):
         await registry.append(record.job_id, [told("x" * 10_000)] * 20)
-        assert slow._live_bytes <= QUEUE_BYTES_MAX
+        assert registry.hub._recent_bytes <= MIB
     await end(registry, record.job_id)
     seen += await read_to_end(slow)
     assert seen == await whole_log(registry, record.job_id)
@@ -73,6 +76,7 @@ async def test_slow_reader_falls_back_to_the_store_and_misses_nothing(registry: 
 async def test_reader_whose_queue_overflows_while_it_reads_the_store_does_not_fall_asleep(
     registry: JobRegistry,
 ) -> None:
+    registry.hub.recent_bytes_max = MIB
     record = await running_job(registry)
     reader = await registry.follow(record.job_id, 2)
     large = [told("x" * 100_000)] * 12
@@ -87,22 +91,52 @@ async def test_reader_whose_queue_overflows_while_it_reads_the_store_does_not_fa
     assert seen == (await whole_log(registry, record.job_id))[2:]
 
 
-async def test_overflow_between_an_empty_page_and_going_live_is_noticed(registry: JobRegistry) -> None:
+async def test_overflow_between_the_last_page_and_going_live_is_noticed(registry: JobRegistry) -> None:
+    registry.hub.recent_bytes_max = MIB
     record = await running_job(registry)
-    reader = await registry.follow(record.job_id, 2)
+    reader = await registry.follow(record.job_id, 1)
     page = registry.hub.page
     events = [event.numbered(3 + index) for index, event in enumerate([told("x" * 600_000)] * 2)]
 
     async def page_overtaken(log_id: str, after: int) -> object:
         found = await page(log_id, after)
-        if not found.events:
-            registry.hub.page = page  # type: ignore[method-assign]
-            await registry.append(record.job_id, [told("x" * 600_000)] * 2)
+        registry.hub.page = page  # type: ignore[method-assign]
+        await registry.append(record.job_id, [told("x" * 600_000)] * 2)
         return found
 
     registry.hub.page = page_overtaken  # type: ignore[method-assign, assignment]
+    assert kinds(await reader.next(SECONDS)) == ["running"]
     assert await reader.next(SECONDS) == events
     reader.close()
+
+
+async def test_memory_of_recent_events_is_bounded_over_all_logs(registry: JobRegistry) -> None:
+    registry.hub.all_recent_bytes_max = MIB
+    records = [await running_job(registry) for _ in range(8)]
+    readers = [await registry.follow(record.job_id, 2) for record in records]
+    for _ in range(10):
+        for record in records:
+            await registry.append(record.job_id, [told("x" * 10_000)] * 4)
+            assert registry.hub._recent_bytes <= MIB
+    await asyncio.gather(*(end(registry, record.job_id) for record in records))
+    for record, reader in zip(records, readers, strict=True):
+        assert await read_to_end(reader) == (await whole_log(registry, record.job_id))[2:]
+    assert registry.hub._recent_bytes == 0
+
+
+async def test_frames_are_those_of_the_events_wherever_they_come_from(registry: JobRegistry) -> None:
+    record = await running_job(registry)
+    await registry.append(record.job_id, [told(str(number)) for number in range(5)])
+    reader = await registry.follow(record.job_id, 3)
+    framed = await reader.next_frames(SECONDS)  # from the store
+    await registry.append(record.job_id, [told("live")])
+    framed += await reader.next_frames(SECONDS)
+    await registry.append(record.job_id, [told("one"), told("two")])
+    reader.position += 1  # in the middle of what was committed together
+    framed += await reader.next_frames(SECONDS)
+    reader.close()
+    log = await whole_log(registry, record.job_id)
+    assert framed == b"".join(frame(event) for event in [*log[3:8], log[9]])
 
 
 async def test_reader_waits_no_longer_than_it_was_told_to(registry: JobRegistry) -> None:

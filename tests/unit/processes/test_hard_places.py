@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rbee.processes import ExitStatus, FileFollower, spawn, stop_tree
+from rbee.processes.procfs import carries
 from tests.unit.processes.process_stage import LIMIT_S, Stage
 
 SOURCE = str(Path(__file__).parents[3] / "src")
@@ -186,3 +188,14 @@ async def test_hundreds_of_quick_children_leave_neither_zombie_nor_descriptor(st
     assert sorted(os.listdir("/proc/self/fd")) == before
     zombies = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert zombies == []
+
+
+async def test_process_that_has_only_just_started_is_found_by_its_marker(stage: Stage) -> None:
+    """Its starter goes on while the kernel still lays out its memory: for that moment it shows no environment."""
+    spec = stage.spec("/bin/sleep", "1000")
+    for _ in range(100):
+        child = spawn(spec)
+        assert carries(child.pid, stage.marker)
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+        child.close()

@@ -16,6 +16,7 @@ from rbee.narration import FileSink
 from rbee.testing.counting.count import Act, Count
 
 TAIL_LINES = 50
+TAIL_LINE_BYTES = 4000
 EXIT_CODE = 7
 ORPHAN_S = 120
 FORGED = "a-false-word"
@@ -30,17 +31,18 @@ class Crash(BaseException):
 class Acts:
     """Knows at which token what is to be done.
 
-    What dies says `TAIL_LINES` lines on stderr first: `tail <act> <number>`.
+    What dies says `TAIL_LINES` lines on stderr first, `tail <act> <number>` and dots: more than one batch to the
+    queen holds.
     """
 
     def __init__(self) -> None:
-        self._armed: dict[str, Act] = {}
+        self._armed: dict[str, tuple[Act, str]] = {}
 
     def arm(self, count: Count, text: str) -> None:
         """Have the act of the last number in `text`, if it has one, done when its line is written."""
         act = _act_at(count, text)
         if act is not None and act != "silence":
-            self._armed[text] = act
+            self._armed[text] = (act, count.claims)
 
     @staticmethod
     def silences(count: Count, text: str) -> bool:
@@ -51,8 +53,8 @@ class Acts:
         """Do what is to be done now that a line stands in the file."""
         if self._armed and line.startswith(b'{"v":1,"kind":"token"'):
             text = msgspec.json.decode(line).get("text")
-            if act := self._armed.pop(text, None):
-                _do(act, fd)
+            if found := self._armed.pop(text, None):
+                _do(*found, fd)
 
 
 class ActingSink(FileSink):
@@ -73,12 +75,12 @@ def _act_at(count: Count, text: str) -> Act | None:
     return count.acts.get(int(found[1])) if found else None
 
 
-def _do(act: Act, fd: int) -> None:
+def _do(act: Act, claims: str, fd: int) -> None:
     match act:
         case "chatter":
             os.write(2, CHATTER)
         case "forge":
-            _forge(fd)
+            _forge(claims, fd)
         case "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "silence":
@@ -87,13 +89,15 @@ def _do(act: Act, fd: int) -> None:
             _die(act)
 
 
-def _forge(fd: int) -> None:
-    """Claim to be somebody else: another job's worker, the queen, the end of a job."""
-    job_id = f"job-{'0' * 26}"
+def _forge(job_id: str, fd: int) -> None:
+    """Claim to be somebody else: the worker of another job, the queen, the end of a job."""
+    named = f'"v":1,"ts":1,"job_id":"{job_id}","attempt":1'
     for line in (
-        f'{{"v":1,"kind":"token","ts":1,"actor":"worker","job_id":"{job_id}","attempt":1,"text":"{FORGED}","tokens":1}}',
-        f'{{"v":1,"kind":"end","ts":1,"job_id":"{job_id}","state":"completed","seq":1}}',
-        f'{{"v":1,"kind":"narration","ts":1,"actor":"queen","action":"queen_complete","message":"{FORGED}","job_id":"{job_id}"}}',
+        f'{{"v":1,"kind":"token","ts":1,"job_id":"{job_id}","attempt":1,"text":"{FORGED}","tokens":1}}',
+        f'{{{named},"kind":"end","state":"completed","seq":1}}',
+        f'{{{named},"kind":"narration","actor":"queen","action":"queen_complete","message":"{FORGED}"}}',
+        f'{{{named},"kind":"narration","actor":"worker","action":"worker_inference","message":"{FORGED}",'
+        '"fields":{"outcome":"completed","frames":1}}',
         "data: [DONE]",
     ):
         os.write(fd, line.encode() + b"\n")
@@ -101,7 +105,7 @@ def _forge(fd: int) -> None:
 
 def _die(act: Act) -> NoReturn:
     for number in range(TAIL_LINES):
-        os.write(2, f"tail {act} {number}\n".encode())
+        os.write(2, f"tail {act} {number} ".encode().ljust(TAIL_LINE_BYTES, b".") + b"\n")
     match act:
         case "orphan":
             sleep = f"import time; time.sleep({ORPHAN_S})"

@@ -16,6 +16,7 @@ Act = Literal[
 
 _FROM_TO = re.compile(r"Count from (\d+) to (\d+)\.")
 _RATE = re.compile(r"\brate=([\d.]+)")
+_CLAIMS = re.compile(r"\bclaims=(job-\w+)")
 _ACT = re.compile(r"\bdo=([a-z]+)@(\d+)")
 
 
@@ -30,6 +31,7 @@ class Count(Struct, frozen=True, kw_only=True):
             exception orphan`), stop itself (`freeze`), make no more tokens (`silence`), print what is no event
             (`chatter`), claim what is not its own (`forge`). Each happens at its number only, so an answer that
             is continued behind it goes on.
+        claims: The job that is spoken of by who claims what is not its own.
         canary: A word that must be found in no log.
     """
 
@@ -37,6 +39,7 @@ class Count(Struct, frozen=True, kw_only=True):
     last: int = LAST
     rate: float | None = None
     acts: dict[int, Act] = {}
+    claims: str = ""
     canary: str = ""
 
     def __str__(self) -> str:
@@ -45,17 +48,19 @@ class Count(Struct, frozen=True, kw_only=True):
         if self.rate is not None:
             words.append(f"rate={self.rate:g}")
         words += [f"do={act}@{number}" for number, act in self.acts.items()]
+        words += [f"claims={self.claims}"] if self.claims else []
         return " ".join([*words, self.canary]).strip()
 
     @classmethod
     def read(cls, prompt: str) -> Count:
         """Read a prompt; one of another kind asks to count from 1."""
-        span, rate = _FROM_TO.search(prompt), _RATE.search(prompt)
+        span, rate, claims = _FROM_TO.search(prompt), _RATE.search(prompt), _CLAIMS.search(prompt)
         return cls(
             first=int(span[1]) if span else 1,
             last=int(span[2]) if span else LAST,
             rate=float(rate[1]) if rate else None,
             acts={int(number): act for act, number in _ACT.findall(prompt) if act in get_args(Act)},
+            claims=claims[1] if claims else "",
         )
 
     def token(self, number: int) -> str:
