@@ -29,6 +29,8 @@ class InlineWriter(SqliteWriter):
         self, connection: sqlite3.Connection, on_commit: OnCommit, checkpoints: Checkpoints | None = None
     ) -> None:
         self._connection = connection
+        if checkpoints is not None:
+            checkpoints.close()
         self._checkpoints = None  # they have a thread of their own, and change nothing that can be read
         self._heads = {}
         self._version = None
