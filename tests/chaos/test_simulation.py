@@ -32,7 +32,7 @@ def test_whatever_goes_wrong_the_promises_hold(
     """Queen, hives, workers, cables and clocks fail at random; jobs end once, and logs are what was read."""
     chance = random.Random(seed)
     outcomes: list[Outcome] = []
-    for number in range(size.of(80, 50_000)):
+    for number in range(size.of(60, 50_000)):
         outcome = simulate(chance.randrange(2**31), where)
         assert not outcome.faults, told(outcome)
         outcomes.append(outcome)

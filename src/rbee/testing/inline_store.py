@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from rbee.errors import UnavailableError
 from rbee.jobs import sqlite_store
+from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.sqlite_writer import BATCH_MAX, SqliteWriter, Transaction, _Write
 from rbee.jobs.store import OnCommit
@@ -24,8 +25,15 @@ COMMIT_S = (0.0001, 0.004)
 class InlineWriter(SqliteWriter):
     """Stands in for the writer's thread: commits, and a step later tells; a process may be killed in between."""
 
-    def __init__(self, connection: sqlite3.Connection, on_commit: OnCommit) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, on_commit: OnCommit, checkpoints: Checkpoints | None = None
+    ) -> None:
         self._connection = connection
+        if checkpoints is not None:
+            checkpoints.close()
+        self._checkpoints = None  # they have a thread of their own, and change nothing that can be read
+        self._heads = {}
+        self._version = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._asked: deque[_Write] = deque()

@@ -290,7 +290,7 @@ class Connection:
             self._to_client.send(Reset())
             return
         self._to_server.send(self._asked)
-        if weather.repeated and self._asked.method != "GET" and self._chance.random() < weather.repeated:
+        if weather.repeated and _may_repeat(self._asked) and self._chance.random() < weather.repeated:
             self._network.count("requests repeated")
             late_s = self._chance.choice((0.0, 0.01, 0.3, 2.0)) * self._chance.random()
             echo = Connection(
@@ -367,6 +367,12 @@ class Connection:
         else:
             self._is_over = True
             self._to_client.send(Reset())
+
+
+def _may_repeat(asked: Asked) -> bool:
+    """Tell whether a request may be sent again by whoever lost its answer; never one whose answer is relayed."""
+    is_relayed = asked.path == "/v1/chat/completions" and (b"x-rbee-keep", b"1") not in asked.headers
+    return asked.method != "GET" and not is_relayed
 
 
 def _size_of(item: Item) -> object:
