@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,14 @@ from rbee.contracts.operations import (
 )
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.strict import nearest
-from rbee.errors import HiveLostError, InvalidRequestError, ModelNotFoundError, NoCapacityError, RbeeError
+from rbee.errors import (
+    ConflictError,
+    HiveLostError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NoCapacityError,
+    RbeeError,
+)
 from rbee.hive.deliveries import Deliveries
 from rbee.hive.devices import list_devices, machine_info
 from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
@@ -141,11 +149,14 @@ class HiveService:
     async def close(self) -> None:
         """Take no command any more, end those that run, and stop all workers."""
         self.is_closing = True
-        await self.runner.close()
-        for record in await self._unended():
-            await self._end_lost(record)
-        await self.workers.stop_all()
-        self.registry.hub.close()
+        try:
+            await self.runner.close()
+            for record in await self._unended():
+                with contextlib.suppress(ConflictError):  # its own end was just being written
+                    await self._end_lost(record)
+        finally:
+            await self.workers.stop_all()
+            self.registry.hub.close()
 
     # Heartbeats
 

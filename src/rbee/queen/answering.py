@@ -63,15 +63,19 @@ class Answering:
         Raises:
             RbeeError: What the worker refused with.
             WorkerLostError: It could not be reached for `hive_lost_s`, and nobody told of its end.
+            OverloadedError: Somebody else's requests had all its slots for `first_token_s`.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.hive_lost_s
+        began_at = loop.time()
         while not placement.closing.done():
             try:
                 await self._worker_api.keep(placement, path, body, correlation_id)
                 return
-            except (WorkerLostError, OverloadedError, UnavailableError):  # gone; just freeing a slot; stopping
-                if loop.time() >= deadline:
+            except OverloadedError:  # it is just freeing a slot, or answers for a job that was given up
+                if loop.time() - began_at >= self._settings.first_token_s:
+                    raise
+            except (WorkerLostError, UnavailableError):  # gone; stopping
+                if loop.time() - began_at >= self._settings.hive_lost_s:
                     raise
             await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
 
