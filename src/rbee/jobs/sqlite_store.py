@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ from rbee.jobs.store import Decide, OnCommit
 
 T = TypeVar("T")
 Part = NewEvent | CapturedRun
+NEARLY_FULL_BYTES = 64 * 1024
 PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
@@ -73,7 +75,7 @@ class SqliteStore:
             checkpoints = None if self._is_memory else Checkpoints(self._connect)
         except (OSError, sqlite3.Error) as error:
             raise StartError(
-                f"The registry {self._target} cannot be opened: {error}.",
+                f"The registry {self._target} cannot be opened: {error}{_disk(path)}.",
                 remedy="See that the file can be written to and is whole, or move it away to start a new one.",
             ) from error
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
@@ -253,6 +255,14 @@ class SqliteStore:
         await self._writer.write(
             lambda tx: tx.execute("DELETE FROM workers WHERE worker_id = ?", (worker_id,)) and None
         )
+
+
+def _disk(path: Path | None) -> str:
+    """Say that the disk is full where it is: SQLite has other words for that when it opens a file."""
+    with contextlib.suppress(OSError):
+        if path is not None and shutil.disk_usage(path.parent).free < NEARLY_FULL_BYTES:
+            return " (No space left on device)"
+    return ""
 
 
 def _make_private(path: Path) -> None:
