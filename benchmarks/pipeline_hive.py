@@ -100,6 +100,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             beating.cancel()
             carrying.cancel()
         outbox.close()
+        link.close()
     await runner.cleanup()
 
 

@@ -103,6 +103,7 @@ async def run(settings: HiveSettings, worker_program: Path | None = None) -> Non
             await _finish(endless)
         await service.deliveries.close()
         outbox.close()
+        link.close()
         await registry.close()
     home.ready_file("rbee-hive").unlink(missing_ok=True)
     lock.release()

@@ -128,6 +128,8 @@ class Ingest:
         return {source: self._positions[source] for source in sources if source in self._positions}
 
     async def _commit(self, batches: list[SourceBatch]) -> dict[str, int]:
+        if not batches:
+            return {}
         for batch in batches:  # until this is on disk, nobody knows
             self._positions.pop(batch.source, None)
         cursors = await self._registry.store.ingest(batches)

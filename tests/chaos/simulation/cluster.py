@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from rbee.testing.virtual_process import Machine, Process, current, replaced
 from rbee.worker.desk import Desk
 from tests.chaos.simulation.checked_store import CheckedStore
 from tests.chaos.simulation.computer import Computer, Running
+from tests.chaos.simulation.session_road import SessionRoad
 from tests.chaos.simulation.watching import WatchedSink
 from tests.chaos.simulation.worker import Temper, worker_program
 
@@ -216,7 +218,8 @@ class Cluster:
         sink = WatchedSink(fd, home.hive / boot_id, self.computers[machine].files)
         process.speak(sink, Scope(hive_id=hive_id))
         registry = JobRegistry(open_store(process, self._database(home.root / "hive.db")))
-        link = QueenLink(memory_session(self.network, process), QUEEN_URL, hive_id, None)
+        session = memory_session(self.network, process)
+        link = QueenLink(session, QUEEN_URL, hive_id, None, make_road=partial(SessionRoad, session))
         outbox = Outbox(link)
         process.on_death.append(outbox.close)
         url = f"http://{machine.address}:9000"

@@ -117,7 +117,11 @@ async def small_queen() -> AsyncIterator[tuple[SmallQueen, QueenLink]]:
     await queen.start()
     try:
         async with aiohttp.ClientSession() as session:
-            yield queen, QueenLink(session, queen.url, queen.hive_id, None)
+            link = QueenLink(session, queen.url, queen.hive_id, None)
+            try:
+                yield queen, link
+            finally:
+                link.close()
     finally:
         await queen.stop()
 
