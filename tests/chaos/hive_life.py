@@ -38,7 +38,7 @@ async def main(root: Path, queen_url: str, hive_id: str) -> None:
         for path in sorted(home.hive.iterdir()):
             if path.name != boot_id:
                 deliveries.deliver_rest(path, [(f"{hive_id}/{path.name}", path)], goes_first=True)
-        await Returning(home, workers, deliveries, stop_grace_s=settings.stop_grace_s).find_again()
+        Returning(home, workers, deliveries, stop_grace_s=settings.stop_grace_s).find_again()
         narrate("hive_ready", "Cleared up.")
         await asyncio.gather(*deliveries._tasks)
         assert await outbox.flush(LIMIT_S)

@@ -62,6 +62,8 @@ class _TokenLine(SourceLine, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hive_id: str | None = None
     worker_id: str | None = None
     model: str | None = None
+    prompt_tokens: int | None = None
+    finish_reason: str | None = None
     chunk: Any = None
 
 

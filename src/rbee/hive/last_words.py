@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
-from rbee.contracts.events import decode_source_line
 from rbee.hive.outbox import LAST_LINES, Source
-from rbee.narration import narrate, scope
+from rbee.hive.shown_line import shown_line
+from rbee.narration import scope
+from rbee.narration.emit import compose, emit
 from rbee.processes import ExitStatus
 
 TAIL_BYTES = 16 * 1024
 LINE_CHARS_MAX = 400
+AGAIN_S = 0.5
 # All of them together, so that the line that carries them is never cut.
 LINES_BYTES_MAX = 8 * 1024
 
@@ -23,25 +26,8 @@ def last_lines(sources: list[Source]) -> list[str]:
 
 
 def _tail(source: Source) -> list[str]:
-    rest = source.follower.tail(TAIL_BYTES).replace(b"\0", b"")  # where it was given back, it is zeros
-    unread = rest.decode("utf-8", "replace").splitlines()
-    shown = (_shown(line) for line in [*source.last_lines, *unread] if line.strip())
-    return [line for line in shown if line][-LAST_LINES:]
-
-
-def _shown(line: str) -> str:
-    """Show a narrated line as its sentence, another one as it is; '' for what is about one request.
-
-    The last lines are told to every job on the worker, and none may hear of another's request.
-    """
-    if '"kind":"token"' in line[:40]:
-        return ""
-    decoded = decode_source_line(line.encode())
-    if decoded is None:
-        return line[:2000]
-    if decoded.attempt is not None:
-        return ""
-    return f"{decoded.action}: {decoded.message}" if decoded.action else line[:2000]
+    unread = [shown_line(line) for line in source.follower.tail(TAIL_BYTES).split(b"\n")]
+    return [line for line in [*source.last_lines, *unread] if line][-LAST_LINES:]
 
 
 def last_failure(lines: list[str]) -> str:
@@ -54,12 +40,16 @@ def last_failure(lines: list[str]) -> str:
 
 def say_exit(
     worker_id: str, model: str | None, status: ExitStatus, lines: list[str], sizes: dict[str, int]
-) -> None:
-    """Tell how a worker ended, and the sizes its files must be read to before that counts."""
+) -> bool:
+    """Tell how a worker ended, and the sizes its files must be read to before that counts.
+
+    Returns:
+        Whether it stands: on a full disk it has to be told again.
+    """
     fields: dict[str, Any] = msgspec.to_builtins(status)
     known = {name: value for name, value in fields.items() if value is not None and value is not False}
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
-        narrate(
+        line = compose(
             "worker_exit",
             f"The worker {status.describe()}.",
             level="info" if status.exit_code == 0 else "error",
@@ -67,6 +57,15 @@ def say_exit(
             last_lines=fitting(lines),
             sources=sizes,
         )
+    return emit(line)
+
+
+async def say_exit_surely(
+    worker_id: str, model: str | None, status: ExitStatus, lines: list[str], sizes: dict[str, int]
+) -> None:
+    """Tell it again until it stands."""
+    while not say_exit(worker_id, model, status, lines, sizes):  # noqa: ASYNC110  # a disk tells nobody
+        await asyncio.sleep(AGAIN_S)
 
 
 def fitting(lines: list[str]) -> list[str]:

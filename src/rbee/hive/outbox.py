@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from rbee.contracts.events import TOKEN_PREFIX, encode_json
+from rbee.contracts.events import encode_json
 from rbee.contracts.heartbeats import SourceHeader
 from rbee.errors import RbeeError
 from rbee.hive.batches import cut_off, stretch_bytes
 from rbee.hive.queen_link import QueenLink, backoff_s
+from rbee.hive.shown_line import shown_line
 from rbee.narration import narrate
 from rbee.processes import FileFollower, FileWatch
 
@@ -29,7 +30,7 @@ class Source:
 
     Attributes:
         keep_from: Blocks behind this offset are not given back yet, because somebody here still reads them.
-        last_lines: The last lines that were read and are no pieces of an answer, for a crash report.
+        last_lines: The last lines that were read, as everybody may see them, for a crash report.
         delivered: Set once its writer is dead and the queen has all of it.
         cursor: How much of it the queen has.
         goes_first: It is the hive's own file, the first of every batch.
@@ -71,8 +72,8 @@ class Source:
 
     def _remember(self, data: bytes) -> None:
         for line in data.rsplit(b"\n", LAST_LINES + 1)[-LAST_LINES - 1 :]:
-            if line.strip() and not line.startswith(TOKEN_PREFIX):
-                self.last_lines.append(line[:2000].decode("utf-8", "replace"))
+            if shown := shown_line(line):
+                self.last_lines.append(shown)
 
     def bound(self, max_bytes: int) -> None:
         """Throw away the oldest part of what no batch holds yet, where the file takes more than `max_bytes`."""
@@ -201,8 +202,11 @@ class Outbox:
         return batch
 
     def _in_turn(self) -> list[Source]:
-        """Return the hive's own file, so that a cause stands before its effect, then who has waited longest."""
-        return sorted(self._sources.values(), key=lambda source: not source.goes_first)
+        """Return the hive's own files, so that a cause stands before its effect, then who has waited longest.
+
+        Those of its earlier starts come before that of this one.
+        """
+        return sorted(self._sources.values(), key=lambda source: (not source.goes_first, not source.is_sealed))
 
     async def _deliver(self, batch: list[bytes]) -> None:
         """Bring a batch to the queen, in pieces where the way to her does not carry it in one.

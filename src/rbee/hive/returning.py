@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rbee.contracts.home import Home
 from rbee.contracts.ids import is_id
 from rbee.errors import InternalError
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import last_lines, say_exit
+from rbee.hive.last_words import last_lines, say_exit_surely
 from rbee.hive.worker_file import adopted, read_worker_file
 from rbee.hive.workers import Workers
 from rbee.narration import narrate, scope
@@ -26,14 +25,13 @@ class Returning:
         self._deliveries = deliveries
         self._stop_grace_s = stop_grace_s
 
-    async def find_again(self) -> None:
-        """Adopt the workers that an earlier start of the hive left running, and clear up behind all others."""
-        async with asyncio.TaskGroup() as group:
-            for directory in sorted(self._home.workers.iterdir()):
-                if directory.is_dir() and is_id("worker", directory.name):
-                    group.create_task(self._find_again(directory))
+    def find_again(self) -> None:
+        """Adopt the workers that an earlier start left running; what others left is cleared up from now on."""
+        for directory in sorted(self._home.workers.iterdir()):
+            if directory.is_dir() and is_id("worker", directory.name):
+                self._find_again(directory)
 
-    async def _find_again(self, directory: Path) -> None:
+    def _find_again(self, directory: Path) -> None:
         file = read_worker_file(directory)
         has_words = all((directory / stream).exists() for stream in ("stdout", "stderr"))
         child = adopted(file) if file is not None and has_words else None
@@ -42,7 +40,8 @@ class Returning:
         elif file is not None and file.pid is None and not has_words:
             shutil.rmtree(directory, ignore_errors=True)  # it was never started
         else:
-            await self._clear_stray(directory, file.status if file is not None else None)
+            status = file.status if file is not None else None
+            self._deliveries.own(self._clear_stray(directory, status))  # may take a while
 
     async def _clear_stray(self, directory: Path, status: ExitStatus | None) -> None:
         """Stop what is left of a worker that cannot be adopted, and see that all it said still arrives."""
@@ -62,4 +61,5 @@ class Returning:
                     f"{worker_id} ended while the hive was away; stopped {report.found} processes it left.",
                 )
         sizes = {source.name: source.follower.size for source in sources}
-        say_exit(worker_id, None, status or ExitStatus(unknown=True), last_lines(sources), sizes)
+        status = status or ExitStatus(unknown=True)
+        await say_exit_surely(worker_id, None, status, last_lines(sources), sizes)

@@ -75,7 +75,7 @@ class HiveService:
         self.url = settings.public_url or url
         self.models = ModelStore(settings.models or home.root / "models")
         self.outbox = outbox
-        self._own_source = outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
+        self._own_files = [outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)]
         self._link = link
         self._changed = asyncio.Event()
         self.deliveries = Deliveries(outbox)
@@ -108,8 +108,8 @@ class HiveService:
                     narrate("hive_receive", f"Received {name}.", operation=name, hive_job_id=job.job_id)
                 try:
                     return await handler(job)
-                finally:  # how far our own file tells of it: the queen waits for that before she ends her job
-                    job.facts["sources"] = {self._own_source.name: self._own_source.follower.size}
+                finally:  # how far our own files tell of it: the queen waits for that before she ends her job
+                    job.facts["sources"] = self._told_sizes()
 
         return run
 
@@ -117,19 +117,25 @@ class HiveService:
         """Adopt the workers that an earlier boot left running, and go on with its commands."""
         for path in sorted(self.home.hive.iterdir()):
             if path.name != self.boot_id:
-                self.deliveries.deliver_rest(path, [(f"{self.hive_id}/{path.name}", path)], goes_first=True)
+                name = f"{self.hive_id}/{path.name}"
+                self._own_files += self.deliveries.deliver_rest(path, [(name, path)], goes_first=True)
         await self.models.clean()
-        await self._returning.find_again()
+        self._returning.find_again()
         for record in await self._unended():
             await self._go_on(record)
 
     async def _go_on(self, record: JobRecord) -> None:
         operation = await self.registry.operation(record.job_id)
-        if record.is_cancel_requested and isinstance(operation, WorkerSpawn):
-            await self.workers.stop_if_there(operation.worker_id or "")
         self.runner.launch(record, operation)
         if record.is_cancel_requested:
             await self.runner.cancel(record.job_id)
+            if isinstance(operation, WorkerSpawn):
+                self.deliveries.own(self.workers.stop_if_there(operation.worker_id or ""))
+
+    def _told_sizes(self) -> dict[str, int]:
+        """Return up to which sizes our files that are not delivered yet tell what was said so far."""
+        self._own_files = [source for source in self._own_files if not source.delivered.is_set()]
+        return {source.name: source.follower.size for source in self._own_files}
 
     async def _unended(self) -> list[JobRecord]:
         """Return the commands that have not ended, oldest first."""

@@ -24,7 +24,8 @@ class Worker:
     Attributes:
         ready: Done when the worker said that it is ready; fails with why it will not be.
         ended: Set when the process and all it started are gone and its end has been told.
-        ready_position: How far its words were read for its being ready.
+        is_kept: What is known of it is written down.
+        ready_position: How far its words were read and do not say that it is ready.
     """
 
     def __init__(self, file: WorkerFile, process: CapturedProcess, sources: list[Source]) -> None:
@@ -35,6 +36,7 @@ class Worker:
         self.status: ExitStatus | None = None
         self.last_lines: list[str] = []
         self.is_stopping = False
+        self.is_kept = True
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.ready_position = 0

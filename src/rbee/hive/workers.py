@@ -22,11 +22,13 @@ from rbee.errors import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    RbeeError,
+    StartError,
     StorageFullError,
     WorkerError,
 )
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import last_lines, say_exit
+from rbee.hive.last_words import AGAIN_S, last_lines, say_exit_surely
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
 from rbee.hive.worker import Worker, ready_url
@@ -212,14 +214,19 @@ class Workers:
                 is_ready=file.url is not None,
             )
 
-    def _write_down(self, worker: Worker, **values: Any) -> None:
-        """Keep what has become known; where the disk is full, the next start of the hive knows less."""
+    def _write_down(self, worker: Worker, **values: Any) -> bool:
+        """Keep what has become known; where the disk is full, the next start of the hive would know less."""
         worker.file = msgspec.structs.replace(worker.file, **values)
         try:
             worker.file.write(self._home.workers / worker.worker_id)
         except OSError as error:
-            said = f"{worker.worker_id} cannot be written down: {error.strerror or error}."
-            narrate("hive_worker_not_kept", said, level="warning", worker_id=worker.worker_id)
+            if worker.is_kept:
+                said = f"{worker.worker_id} cannot be written down: {error.strerror or error}."
+                narrate("hive_worker_not_kept", said, level="warning", worker_id=worker.worker_id)
+            worker.is_kept = False
+        else:
+            worker.is_kept = True
+        return worker.is_kept
 
     async def _follow_start(self, worker: Worker) -> None:
         """Wait until a worker says that it is ready, and no longer than it may take; then tell who waits."""
@@ -228,22 +235,36 @@ class Workers:
             async with asyncio.timeout(limit_s):
                 url = await self._ready_url(worker)
         except TimeoutError:
-            await self._stop(worker)
-            details = {"worker_id": worker.worker_id, "last_lines": worker.last_lines}
             message = f"The worker was not ready after {limit_s:.0f} s."
-            worker.mark_failed(DeadlineExceededError(message, reason="worker_failed", details=details))
-            return
-        if url is None:
-            worker.mark_failed(worker.error())
-            return
-        self._write_down(worker, url=url)  # before its words are given back
-        worker.sources[0].keep_from = None
-        if worker.is_stopping:
+            await self._give_up(worker, DeadlineExceededError(message, reason="worker_failed"))
+        except (RbeeError, OSError) as error:
+            failure = error if isinstance(error, RbeeError) else StartError(f"It cannot be followed: {error}.")
+            await self._give_up(worker, failure)
+        else:
+            await self._is_followed(worker, url)
+
+    async def _is_followed(self, worker: Worker, url: str | None) -> None:
+        """Take note of what a worker's own words came to."""
+        if url is None or worker.is_stopping:
             await worker.ended.wait()
             worker.mark_failed(worker.error())
             return
+        is_kept = self._write_down(worker, url=url)
         worker.mark_ready()
         self._on_change()
+        while not is_kept and not worker.ended.is_set():  # its words stay until then, for the next start to read
+            await asyncio.sleep(AGAIN_S)
+            is_kept = self._write_down(worker)
+        worker.sources[0].keep_from = None
+
+    async def _give_up(self, worker: Worker, failure: RbeeError) -> None:
+        """Stop a worker that will not be ready, and tell who waits."""
+        try:
+            await self._stop(worker)
+        except InternalError as error:  # it hangs in the kernel
+            narrate("hive_worker_left_behind", error.message, level="error", worker_id=worker.worker_id)
+        failure.details = {**failure.details, "worker_id": worker.worker_id, "last_lines": worker.last_lines}
+        worker.mark_failed(failure)
 
     async def _ready_url(self, worker: Worker) -> str | None:
         """Read the worker's own words until it says that it is ready; None when it ends first."""
@@ -255,8 +276,8 @@ class Workers:
                 ended.add_done_callback(lambda _: watch.wake())
                 follower.skip_hole()
                 while True:
-                    stretch = follower.read(64 * 1024)
                     worker.ready_position = follower.position
+                    stretch = follower.read(64 * 1024)
                     if url := ready_url(stretch.data):
                         return url
                     if not stretch.data:
@@ -280,7 +301,7 @@ class Workers:
         worker.last_lines = last_lines(worker.sources)
         worker.state = WorkerState.STOPPED if worker.is_stopping else WorkerState.FAILED
         del self._workers[worker.worker_id]
-        say_exit(worker.worker_id, worker.wanted.model.ref, status, worker.last_lines, sizes)
+        await say_exit_surely(worker.worker_id, worker.wanted.model.ref, status, worker.last_lines, sizes)
         worker.ended.set()
         self._outbox.wake()
         self._on_change()

@@ -266,6 +266,8 @@ class JobRunner:
             other = await self.registry.get(record.job_id)
             if other.state is JobState.QUEUED:  # its handler never started it, so it cannot be complete
                 raise
+            if other.state is JobState.RUNNING and other.owner == self.owner and other.attempt > record.attempt:
+                return await self._end(other, ending, facts)  # it was placed again while its handler was stopped
             return other  # it has ended meanwhile, or is someone else's: that stands
         if not self._is_known:
             with scope(job_id=None, correlation_id=record.correlation_id, model=record.model):

@@ -68,14 +68,15 @@ class ListSink:
 
 
 class TeeSink:
-    """Hands every line to several sinks in order."""
+    """Hands every line to several sinks in order; the first tells whether it stands."""
 
     def __init__(self, *sinks: Sink) -> None:
         self.sinks = sinks
 
     def write(self, line: bytes) -> bool:
         """Hand one line on."""
-        return False not in [sink.write(line) for sink in self.sinks]
+        first, *_ = [sink.write(line) for sink in self.sinks]
+        return first
 
 
 class TerminalSink:

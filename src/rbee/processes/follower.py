@@ -266,13 +266,16 @@ class FileFollower:
         return Loss(offset, offset - start, lines)
 
     def tail(self, max_bytes: int) -> bytes:
-        """Return the last bytes that were not read yet, at most so many, and leave the position alone.
+        """Return the last lines that were not read yet, at most so many bytes, and leave the position alone.
 
-        Where blocks were given back there are zeros. It works also when the file was removed.
+        It begins where a line does. Where blocks were given back there are zeros. It works also when the file was
+        removed.
         """
         size = self.size
         start = max(self._position, size - max_bytes)
-        return self._bytes(start, size - start)
+        if start == self._position and not self._part:
+            return self._bytes(start, size - start)
+        return self._bytes(start - 1, size - start + 1).partition(b"\n")[2]
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""

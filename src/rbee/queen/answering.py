@@ -116,12 +116,13 @@ class Answering:
                 `hive_lost_s`.
             DeadlineExceededError: No token came for too long (reason `stalled`).
         """
-        moved_at = asyncio.get_running_loop().time()
+        moved_at = listed_at = asyncio.get_running_loop().time()
         while True:
             done, _ = await asyncio.wait({placement.closing}, timeout=LOOK_EVERY_S)
             if done:
                 return placement.closing.result()
             moved_at = self._check_alive(placement, max(moved_at, placement.heard_at))
+            listed_at = self._check_listed(placement, listed_at)
 
     def _check_alive(self, placement: Placement, moved_at: float) -> float:
         """Return since when nothing has moved; raises when that is too long ago."""
@@ -136,6 +137,21 @@ class Answering:
         if now - moved_at > limit_s:
             raise DeadlineExceededError(f"The worker said no token for {limit_s:g} s.", reason="stalled")
         return moved_at
+
+    def _check_listed(self, placement: Placement, listed_at: float) -> float:
+        """Return when the worker's hive, where it is live, listed it last; raises when that is too long ago.
+
+        A worker that ends is told by its hive. This is for one whose end was lost with what its hive knew.
+        """
+        now = asyncio.get_running_loop().time()
+        is_live = self._hive_state(placement) is HiveState.LIVE
+        if not is_live or self._book.lists(placement.worker_id, placement.hive_id):
+            return now
+        if now - listed_at > self._settings.hive_lost_s:
+            raise WorkerLostError(
+                f"The worker {placement.worker_id} is no longer there.", details={"worker_id": placement.worker_id}
+            )
+        return listed_at
 
     def _is_lost_for_good(self, placement: Placement, silent_s: float) -> bool:
         """Tell whether a hive's return is no longer waited for: sooner where there is another one."""
@@ -163,6 +179,26 @@ class Answering:
             return self._book.state_of(self._book.hive(placement.hive_id))
         except RbeeError:  # of an earlier boot, and not heard of since
             return HiveState.LOST
+
+    async def relayed_alive(self, placement: Placement, is_callers_turn: Callable[[], bool]) -> None:
+        """Watch over a relayed answer whose bytes are being passed on, until cancelled.
+
+        Args:
+            placement: Where it comes from; `heard_at` is when bytes came last.
+            is_callers_turn: The caller is being waited for, who takes its time.
+
+        Raises:
+            RbeeError: The worker ended, or its hive is lost, or no bytes came for too long.
+        """
+        moved_at = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.wait({placement.closing}, timeout=LOOK_EVERY_S)
+            if placement.closing.done():
+                placement.closing.result()
+                await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
+            if is_callers_turn():
+                moved_at = asyncio.get_running_loop().time()
+            moved_at = self._check_alive(placement, max(moved_at, placement.heard_at))
 
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.

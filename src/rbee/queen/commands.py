@@ -75,9 +75,9 @@ class Commands:
         operation = job.operation
         assert isinstance(operation, WorkerStop)
         worker_id = operation.worker_id
-        hive_id = self._book.worker(worker_id).hive.hive_id
-        self._workers.drain(worker_id)
         try:
+            hive_id = self._book.worker(worker_id).hive.hive_id
+            self._workers.drain(worker_id)
             await self._say_forward(job, hive_id)
             await job.start(hive_id=hive_id, worker_id=worker_id, phase=Phase.STOPPING)
             if slots_used := self._workers.slots_used(worker_id):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rbee.contracts.ids import new_id
 from rbee.contracts.operations import WorkerSpawn
-from rbee.contracts.states import HiveState, Phase, WorkerState
+from rbee.contracts.states import HiveState, JobState, Phase, WorkerState
 from rbee.errors import CrashLoopError, HiveLostError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
 from rbee.jobs.endings import incident
@@ -360,9 +360,11 @@ class Dispatcher:
             f"Placed on {decision.hive_id}, which starts a worker: {decision.why}.",
             hive_id=decision.hive_id,
         )
-        await job.update(hive_id=decision.hive_id, events=[narration_event(line)])
+        is_placed = job.record.state is JobState.RUNNING  # elsewhere, until it is placed again
+        await job.update(hive_id=None if is_placed else decision.hive_id, events=[narration_event(line)])
         emit(line)
-        if starting.owner.placement is None:  # else a slot became free meanwhile
+        is_wanted = self._starting.get(starting.key) is starting
+        if is_wanted and starting.owner.placement is None:  # else a slot became free meanwhile
             starting.task = asyncio.get_running_loop().create_task(self._start(starting))
 
     async def _start(self, starting: Starting) -> None:

@@ -125,6 +125,10 @@ class HiveBook:
                 return worker
         raise NotFoundError(f"There is no worker {worker_id}.", param="worker_id")
 
+    def lists(self, worker_id: str, hive_id: str) -> bool:
+        """Tell whether a hive has a worker, in whatever state."""
+        return any((worker.worker_id, worker.hive.hive_id) == (worker_id, hive_id) for worker in self.workers())
+
     def has_ready(self, worker_id: str, hive_id: str) -> bool:
         """Tell whether a worker can be asked."""
         return any(

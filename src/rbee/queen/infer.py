@@ -65,9 +65,6 @@ class InferHandler:
             if isinstance(outcome, dict):
                 return await self._result(job, outcome)
             left, lost = None, outcome
-            is_away = isinstance(lost.error, HiveLostError)
-            if is_away and not self._dispatcher.can_move(job.record.model or "", job.record.hive_id or ""):
-                raise lost.error  # its return was waited for as long as that may take
             failed_starts += lost.worker_id is None
             said = await read_said(self._registry, job.job_id)
             verdict = after_loss(operation, said, lost.error, used=job.record.attempt + failed_starts)
@@ -75,6 +72,9 @@ class InferHandler:
                 raise verdict.error
             if isinstance(verdict, Whole):
                 return self._made(job, said, {"finish_reason": verdict.finish_reason})
+            is_away = isinstance(lost.error, HiveLostError)
+            if is_away and not self._dispatcher.can_move(job.record.model or "", job.record.hive_id or ""):
+                raise lost.error  # its return was waited for as long as that may take
 
     async def _once(
         self, job: RunningJob, operation: Infer, left: Placement | None, lost: _Loss | None
@@ -172,7 +172,7 @@ class InferHandler:
 
     def _made(self, job: RunningJob, said: Said, fields: dict[str, Any]) -> dict[str, Any]:
         """Make the result of a whole answer; `fields` is what the last attempt's closing line says."""
-        first = job.record.attempt == 1
+        first = said.begun_in in (0, job.record.attempt)
         prompt_tokens = fields.get("prompt_tokens") if first else None
         if prompt_tokens is None:
             prompt_tokens = said.prompt_tokens

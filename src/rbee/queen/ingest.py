@@ -111,9 +111,9 @@ class Ingest:
                 positions[source] = (read.batch.next_cursor, read.batch.next_part)
                 reads.append(read)
         cursors |= await self._commit([read.batch for read in reads])
+        self._act(hive_id, reads)  # whatever else fails: the batch will not come again
         if refused:
             await self._registry.append(hive_id, refused)
-        self._act(hive_id, reads)
         await self._workers.settle()
         return cursors
 

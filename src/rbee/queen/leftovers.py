@@ -63,6 +63,7 @@ class Leftovers:
         placement = self._workers.place(
             record.job_id, record.worker_id, record.hive_id, record.attempt, record.model or ""
         )
+        self._workers.hand(record.hive_id, record.job_id)
         await self._hear_again(placement)
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
             line = compose(

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from rbee.client.answers import read_bounded
 from rbee.contracts.events import encode_json
 from rbee.contracts.views import ErrorAnswer
-from rbee.errors import InternalError, RbeeError, UnavailableError, WorkerError, WorkerLostError
+from rbee.errors import HiveLostError, InternalError, RbeeError, UnavailableError, WorkerError, WorkerLostError
 from rbee.http.errors import error_response
 from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
@@ -90,19 +90,7 @@ class Relay:
         self, job: RunningJob, placement: Placement, path: str, body: bytes, caller: _Caller
     ) -> None:
         try:
-            async with self._worker_api.relay(placement, path, body, job.record.correlation_id) as answer:
-                headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
-                if answer.content_type == EVENT_STREAM:
-                    async for frames in whole_frames(answer.content.iter_any()):
-                        if not caller.is_started:  # until then, another worker can take over
-                            await caller.start(answer.status, headers)
-                        await caller.send(frames)
-                    if not caller.is_started:
-                        raise WorkerError("The worker ended its answer before it had begun.")
-                else:
-                    whole = await read_bounded(answer, ANSWER_BYTES_MAX)
-                    await caller.start(answer.status, headers)
-                    await caller.send(whole)
+            await self._pass_while_alive(job, placement, path, body, caller)
             await caller.finish()
         except WorkerLostError as error:
             raise await self._answering.true_cause(placement, error) from error
@@ -110,10 +98,44 @@ class Relay:
             if job.stop is not None:  # else the queen ends
                 await self._answering.relayed_closing(placement)
             raise
+        except HiveLostError:
+            raise  # nothing more is heard of it
         except RbeeError:
             # The worker has stopped by now: refused, or left by us. Its closing line comes before the end.
             await self._answering.relayed_closing(placement)
             raise
+
+    async def _pass_while_alive(
+        self, job: RunningJob, placement: Placement, path: str, body: bytes, caller: _Caller
+    ) -> None:
+        """Pass the bytes on for as long as the worker is known to be there and gives some."""
+        passing = asyncio.ensure_future(self._pass(job, placement, path, body, caller))
+        watching = asyncio.ensure_future(self._answering.relayed_alive(placement, lambda: caller.is_waited_for))
+        try:
+            await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not passing.done():
+                watching.result()  # raises
+            passing.result()
+        finally:
+            for task in (passing, watching):
+                task.cancel()
+            await asyncio.gather(passing, watching, return_exceptions=True)
+
+    async def _pass(self, job: RunningJob, placement: Placement, path: str, body: bytes, caller: _Caller) -> None:
+        async with self._worker_api.relay(placement, path, body, job.record.correlation_id) as answer:
+            headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
+            if answer.content_type == EVENT_STREAM:
+                async for frames in whole_frames(answer.content.iter_any()):
+                    placement.heard_at = asyncio.get_running_loop().time()
+                    if not caller.is_started:  # until then, another worker can take over
+                        await caller.start(answer.status, headers)
+                    await caller.send(frames)
+                if not caller.is_started:
+                    raise WorkerError("The worker ended its answer before it had begun.")
+            else:
+                whole = await read_bounded(answer, ANSWER_BYTES_MAX)
+                await caller.start(answer.status, headers)
+                await caller.send(whole)
 
 
 async def whole_frames(parts: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -136,6 +158,7 @@ class _Caller:
         self._send = send
         self._job_id = job_id
         self.is_started = False
+        self.is_waited_for = False
         self.finished = asyncio.Event()
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
@@ -145,7 +168,9 @@ class _Caller:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, chunk: bytes) -> None:
+        self.is_waited_for = True
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.is_waited_for = False
 
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -18,9 +18,10 @@ class Said:
         frames: How many token lines each attempt has.
         tokens: How many tokens each attempt generated.
         finish_reason: Why the engine stopped, where the last piece said so.
-        prompt_tokens: How many tokens the prompt has, where the first attempt said so.
+        prompt_tokens: How many tokens the prompt has, where an attempt said so before anything was answered.
         has_reasoning: Some of it is no answer but thinking.
         has_gap: Some of it was lost on the way.
+        begun_in: The attempt that said the first of it; 0 before that.
         first_ns: When the first piece was said, in nanoseconds since 1970; 0 before it.
     """
 
@@ -33,6 +34,7 @@ class Said:
         self.has_reasoning = False
         self.has_gap = False
         self.first_ns = 0
+        self.begun_in = 0
 
     @property
     def text(self) -> str:
@@ -45,10 +47,11 @@ class Said:
         self.frames[attempt] = self.frames.get(attempt, 0) + 1
         self.tokens[attempt] = int(event.get("tokens") or 0)
         self.finish_reason = event.get("finish_reason")
-        if self.prompt_tokens is None and attempt == 1:
+        if self.prompt_tokens is None and not self._parts:  # later ones hold what was said already
             self.prompt_tokens = event.get("prompt_tokens")
         if not text:
             return
+        self.begun_in = self.begun_in or attempt
         self.first_ns = self.first_ns or int(event["ts"])
         if event.get("channel") == "answer":
             self._parts.append(text)
@@ -77,4 +80,10 @@ async def read_said(registry: JobRegistry, job_id: str, *, before_attempt: int |
                 if before_attempt is None or int(event.get("attempt") or 0) < before_attempt:
                     said.take(event)
             elif kind == "gap":
-                said.has_gap = True
+                said.has_gap |= _may_hold_pieces(msgspec.json.decode(line))
+
+
+def _may_hold_pieces(gap: dict[str, Any]) -> bool:
+    """Tell whether pieces of an answer may be missing: they stand on a worker's stdout."""
+    source = gap.get("source") or ""
+    return gap.get("reason") == "log_full" or (source.startswith("worker-") and source.endswith("/stdout"))

@@ -151,7 +151,8 @@ class QueenService:
     # On its own
 
     async def _stop_idle(self, worker_id: str) -> None:
-        said = f"{worker_id} has been idle for {self.settings.keep_alive_s:g} s."
+        idle_s = self.workers.keep_alive_s(worker_id, self.settings.keep_alive_s)
+        said = f"{worker_id} has been idle for {idle_s:g} s."
         await self._stop_worker("queen_stop_idle", said, WorkerStop(worker_id=worker_id))
 
     async def _stop_stuck(self, worker_id: str) -> None:

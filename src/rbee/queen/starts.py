@@ -88,7 +88,7 @@ class WorkerStarter:
                 )
                 await self._until_ready(worker_id, hive_id, ended)
             except RbeeError as error:
-                if isinstance(error, (WorkerError, ModelInvalidError)):
+                if _is_crash(error):
                     last_lines = error.details.get("last_lines") or []
                     self._crash_loops.failed(hive_id, wanted.model, last_lines)
                 await self._give_up(worker_id, ended, error)
@@ -139,3 +139,11 @@ class WorkerStarter:
             if loop.time() >= deadline:
                 raise HiveLostError(f"The hive of {worker_id} was silent after it had started it.")
             await self._book.changed(0.5)
+
+
+def _is_crash(error: RbeeError) -> bool:
+    """Tell whether a worker failed by itself: not stopped, and not gone while its hive was away."""
+    if isinstance(error, ModelInvalidError):
+        return True
+    exit_code, signal = error.details.get("exit_code"), error.details.get("signal")
+    return isinstance(error, WorkerError) and (bool(exit_code) or signal not in (None, "SIGTERM"))

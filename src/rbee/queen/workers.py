@@ -124,8 +124,11 @@ class WorkerBook:
             del placed[placement.job_id]
             if not placed:
                 del self._placements[placement.worker_id]
-            freed, self._freed = self._freed, asyncio.Event()
-            freed.set()
+            self._tell_freed()
+
+    def _tell_freed(self) -> None:
+        freed, self._freed = self._freed, asyncio.Event()
+        freed.set()
 
     def slots_used(self, worker_id: str) -> int:
         """Return how many jobs are on a worker, those counted that it may still be answering for nobody."""
@@ -158,6 +161,7 @@ class WorkerBook:
         """Take note that a request was stopped, or went with its worker."""
         if placement in self._superseded:
             self._superseded.remove(placement)
+            self._tell_freed()
 
     def keep_alive_s(self, worker_id: str, default_s: float) -> float:
         """Return how long a worker may be idle: as its start or the last job on it asked, else the default."""
@@ -300,6 +304,7 @@ class WorkerBook:
         await self._registry.store.forget_worker(worker_id)
         self._records.pop(worker_id, None)
         self._starts.pop(worker_id, None)
+        self._keep_alive_s.pop(worker_id, None)
         self._draining.discard(worker_id)
         self._superseded = [old for old in self._superseded if old.worker_id != worker_id]
         if start is not None and not start.ended.done():

@@ -67,7 +67,9 @@ class Hive:
 
     async def find_again(self) -> None:
         """Do what a hive does when it comes back."""
-        await Returning(self.home, self.workers, self.deliveries, stop_grace_s=5.0).find_again()
+        Returning(self.home, self.workers, self.deliveries, stop_grace_s=5.0).find_again()
+        clearing = [task for task in self.deliveries._tasks if "_clear_stray" in repr(task)]
+        await asyncio.gather(*clearing)
 
     def _change(self) -> None:
         self.changes += 1
@@ -333,7 +335,7 @@ async def test_fault_while_watching_a_worker_is_not_swallowed(hive: Hive, monkey
     def broken(*values: object) -> None:
         raise KeyError("a fault")
 
-    monkeypatch.setattr("rbee.hive.workers.say_exit", broken)
+    monkeypatch.setattr("rbee.hive.workers.say_exit_surely", broken)
     os.kill(worker.process.child.pid, signal.SIGKILL)
 
     with pytest.raises(KeyError, match="a fault"):

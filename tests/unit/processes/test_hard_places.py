@@ -179,6 +179,7 @@ async def test_traced_child_is_waited_for_until_its_tracer_lets_go(stage: Stage,
 
 async def test_hundreds_of_quick_children_leave_neither_zombie_nor_descriptor(stage: Stage) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
+    others = _children()
     spec = stage.spec("/bin/true")
     for _ in range(15):
         children = [spawn(spec) for _ in range(20)]
@@ -186,8 +187,11 @@ async def test_hundreds_of_quick_children_leave_neither_zombie_nor_descriptor(st
         for child in children:
             child.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
-    zombies = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert zombies == []
+    assert _children() <= others
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 async def test_process_that_has_only_just_started_is_found_by_its_marker(stage: Stage) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from rbee.contracts.events import new_event
 from rbee.contracts.operations import WorkerSpawn
-from rbee.errors import ModelInvalidError, WorkerError
+from rbee.contracts.states import JobState, Reason
+from rbee.errors import DeadlineExceededError, ModelInvalidError, WorkerError
+from rbee.jobs.endings import Stop
 from rbee.queen import answering, old_requests
 from tests.unit.queen.queen_stage import closing, token, worker_exit
-from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
+from tests.unit.queen.scripted_hive import WAIT_S, Queen, ScriptedHive, queen_of, until
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +142,7 @@ async def test_model_that_cannot_be_loaded_is_not_tried_again(whole_queen: Queen
 
 async def test_crash_loop_ends_every_waiting_job_with_the_last_lines(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
-    hive.failure = WorkerError("It ended.", details={"last_lines": ["no such library"]})
+    hive.failure = WorkerError("It ended.", details={"last_lines": ["no such library"], "exit_code": 127})
 
     ends = await asyncio.gather(
         *[whole_queen.end(job_id) for job_id in [await whole_queen.infer(attempts=9) for _ in range(3)]]
@@ -246,3 +249,74 @@ async def test_answer_that_nobody_waits_for_is_stopped_once(whole_queen: Queen) 
     await hive.say(f"{worker_id}/stdout", token(job_id, text="and more"), token("no job", text="forged"))
     assert whole_queen.service.workers.superseded() == []
     assert hive.stopped == [f"{job_id}.1"]
+
+
+async def test_worker_that_its_live_hive_no_longer_has_is_lost_though_nobody_told_its_end(tmp_path: Path) -> None:
+    async with queen_of(tmp_path, hive_lost_s=0.2, hive_stale_s=0.15) as queen:
+        hive = await queen.live_hive()
+        job_id, first = await asked(queen, hive, attempts=1)
+        hive.workers.clear()
+        beating = asyncio.ensure_future(_beat(hive))
+        end = await queen.end(job_id)
+        beating.cancel()
+
+    assert (end["reason"], end["error"]["worker_id"]) == ("worker_lost", first)
+
+
+async def test_prompt_is_counted_by_the_attempt_that_began_the_answer(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    job_id, first = await asked(whole_queen, hive)
+    await kill(hive, first, token(job_id, text="", tokens=0))
+    await until(lambda: len(hive.asked) == 2)
+
+    line = token(job_id, 2, "all", prompt_tokens=5)
+    told = {"frames": 1, "prompt_tokens": 5, "completion_tokens": 1, "time_to_first_token_s": 0.5}
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", line, closing(job_id, 2, **told))
+    end = await whole_queen.end(job_id)
+
+    assert end["result"]["usage"] == {"prompt_tokens": 5, "completion_tokens": 1}
+    assert end["result"]["time_to_first_token_s"] == 0.5
+
+
+async def test_whole_answer_of_a_lost_hive_is_complete(tmp_path: Path) -> None:
+    async with queen_of(tmp_path, hive_stale_s=0.1, hive_lost_s=0.2, hive_timeout_s=0.4) as queen:
+        hive = await queen.live_hive()
+        job_id, worker_id = await asked(queen, hive)
+        await hive.say(f"{worker_id}/stdout", token(job_id, text="all", finish_reason="stop"))
+        end = await queen.end(job_id)
+
+    assert (end["state"], end["result"]["text"]) == ("completed", "all")
+
+
+async def test_hole_in_a_hives_story_does_not_forbid_to_continue_an_answer(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    job_id, first = await asked(whole_queen, hive)
+    gap = {"ts": 1, "reason": "late", "source": f"{hive.hive_id}/boot", "lost_bytes": 9, "lost_lines": 0}
+    await whole_queen.registry.append(job_id, [new_event("gap", gap)])
+
+    await kill(hive, first, token(job_id, text="one"))
+    await until(lambda: len(hive.asked) == 2)
+
+    assert hive.asked[1][0]["messages"][-1] == {"role": "assistant", "content": "one"}
+
+
+async def test_deadline_in_the_middle_of_being_placed_again_ends_the_job(
+    whole_queen: Queen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hive = await whole_queen.live_hive()
+    job_id, first = await asked(whole_queen, hive, timeout_s=3600)
+    registry = whole_queen.registry
+    start = registry.start
+
+    async def started_and_stopped(*args: Any, **values: Any) -> Any:
+        await start(*args, **values)
+        stop = Stop(JobState.FAILED, Reason.TIMEOUT, "Too late.", DeadlineExceededError("Too late."))
+        whole_queen.service.runner._stop(whole_queen.service.runner.running[job_id], stop)
+        await asyncio.sleep(WAIT_S)
+
+    monkeypatch.setattr(registry, "start", started_and_stopped)
+    await kill(hive, first)
+    end = await whole_queen.end(job_id)
+
+    assert (end["state"], end["reason"]) == ("failed", "timeout")
+    assert (await registry.get(job_id)).attempt == 2
