@@ -7,6 +7,15 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
+from tests.chaos.options import (
+    pytest_addoption,
+    pytest_configure,
+    pytest_configure_node,
+    pytest_terminal_summary,
+)
+
+__all__ = ["pytest_addoption", "pytest_configure", "pytest_configure_node", "pytest_terminal_summary"]
+
 # The demo model is downloaded once per checkout, not once per home.
 os.environ.setdefault("RBEE_TEST_MODELS", str(Path(__file__).parent.parent / ".cache" / "models"))
 

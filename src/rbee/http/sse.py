@@ -95,11 +95,14 @@ class LogResponse(Response):
         patience = _Patience(self._send_timeout_s)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = b"retry: %d\n\n" % (RETRY_MS + random.randrange(RETRY_MS))
-        while body:
-            patience.begin()
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            patience.end()
-            body = await self._following(loop.time() >= until)
+        try:
+            while body:
+                patience.begin()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                patience.end()
+                body = await self._following(loop.time() >= until)
+        finally:
+            patience.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _following(self, is_time_up: bool) -> bytes:
@@ -122,24 +125,29 @@ class _Patience:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._since: float | None = None
-        self._is_armed = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """A wait begins now."""
         self._since = self._loop.time()
-        if not self._is_armed:
+        if self._timer is None:
             self._arm(self._limit_s)
 
     def end(self) -> None:
         """It has ended."""
         self._since = None
 
+    def close(self) -> None:
+        """Wait for nothing more, and hold on to nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._task = None
+
     def _arm(self, delay_s: float) -> None:
-        self._is_armed = True
-        self._loop.call_later(delay_s, self._look)
+        self._timer = self._loop.call_later(delay_s, self._look)
 
     def _look(self) -> None:
-        self._is_armed = False
+        self._timer = None
         if self._since is None:
             return
         left_s = self._since + self._limit_s - self._loop.time()
