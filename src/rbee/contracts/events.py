@@ -202,7 +202,18 @@ class CapturedRun(Struct, frozen=True, gc=False):
 
 def frame(event: bytes) -> bytes:
     """Frame one stored event for a stream of server-sent events."""
-    return _frame(*seq_and_kind(event), event)
+    return frames_of([event], seq_and_kind(event)[0])
+
+
+def frames_of(events: list[bytes], first_seq: int) -> bytes:
+    """Frame stored events that follow one another in a log, the first of them numbered `first_seq`."""
+    kind_at = len(b'{"v":1,"kind":"')
+    return b"".join(
+        [
+            b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, event[kind_at : event.index(b'"', kind_at)], event)
+            for seq, event in enumerate(events, first_seq)
+        ]
+    )
 
 
 def _frame(seq: int, kind: str, event: bytes) -> bytes:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from rbee.contracts.events import frame
+from rbee.contracts.events import frames_of
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
 from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
@@ -231,7 +231,7 @@ def _framed(batch: Committed, skipped: int) -> bytes:
     """Return a batch's frames from the one at `skipped` on; the whole ones are made once for all readers."""
     if not skipped and batch.framed:
         return batch.framed
-    return b"".join([frame(event) for event in batch.events[skipped:]])
+    return frames_of(batch.events[skipped:], batch.first_seq + skipped)
 
 
 def _resolve(waiter: asyncio.Future[bool], is_woken: bool) -> None:

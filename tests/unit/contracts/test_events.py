@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.contracts.events import captured_event, decode_source_line, new_event, seq_and_kind
+from rbee.contracts.events import captured_event, decode_source_line, frames_of, new_event, seq_and_kind
 from rbee.narration import configure, narrate, scope
 from rbee.narration.testing import captured_narration
 
@@ -130,3 +130,15 @@ def test_new_event_leaves_out_what_is_absent_and_keeps_the_order() -> None:
 def test_seq_and_kind_of_what_is_no_stored_event_raises() -> None:
     with pytest.raises(ValueError, match="not a stored event"):
         seq_and_kind(line_of())
+
+
+@given(st.lists(st.text(), max_size=5), st.integers(1, 10**15))
+def test_events_framed_all_at_once_are_framed_as_each_by_itself(texts: list[str], first: int) -> None:
+    events = [
+        new_event("narration", {"message": text, "more": '{"v":1,"kind":"token","seq":7,'}).numbered(seq)
+        for seq, text in enumerate(texts, first)
+    ]
+
+    assert frames_of(events, first) == b"".join(
+        b"id: %d\nevent: narration\ndata: %b\n\n" % (seq, event) for seq, event in enumerate(events, first)
+    )
