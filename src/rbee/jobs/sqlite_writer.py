@@ -137,15 +137,18 @@ class SqliteWriter:
         try:
             connection.execute("BEGIN IMMEDIATE")
             self._look_for_strangers()
-            for write in batch:
-                self._run(write)
+            if len(batch) == 1:
+                self._apply(batch[0])  # what it raises undoes all there is
+            else:
+                for write in batch:
+                    self._run(write)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001  # goes to whoever asked for these writes
             self._heads.clear()
             with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
                 connection.execute("ROLLBACK")
             for write in batch:
-                write.error = translated(error)
+                write.error = translated(error) if isinstance(error, sqlite3.Error) else error
                 write.published = []
 
     def _look_for_strangers(self) -> None:
@@ -155,13 +158,17 @@ class SqliteWriter:
             self._version = version
             self._heads.clear()
 
-    def _run(self, write: _Write) -> None:
+    def _apply(self, write: _Write) -> None:
         transaction = Transaction(self._connection, self._heads)
+        write.result = write.function(transaction)
+        write.published = transaction.committed
+        self._has_erased |= transaction.has_erased
+
+    def _run(self, write: _Write) -> None:
+        """Apply one of several writes: what it raises undoes what it did and nothing else."""
         self._connection.execute("SAVEPOINT one")
         try:
-            write.result = write.function(transaction)
-            write.published = transaction.committed
-            self._has_erased |= transaction.has_erased
+            self._apply(write)
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
             if not self._connection.in_transaction:  # SQLite rolled the whole transaction back
                 raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Awaitable
 from pathlib import Path
@@ -187,9 +189,12 @@ class RegistryMachine(RuleBasedStateMachine):
         for task in tasks[:heard]:
             await task
         before, self.path = self.path, next(self.homes)
-        for suffix in ("", "-wal"):
-            if (file := before.with_name(before.name + suffix)).exists():
-                shutil.copyfile(file, self.path.with_name(self.path.name + suffix))
+        with contextlib.closing(sqlite3.connect(before)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM meta").fetchall()  # so that nobody empties the one file meanwhile
+            for suffix in ("", "-wal"):
+                if (file := before.with_name(before.name + suffix)).exists():
+                    shutil.copyfile(file, self.path.with_name(self.path.name + suffix))
         await asyncio.gather(*tasks)
         await registry.close()
         return heard
