@@ -44,15 +44,15 @@ MUTANTS = (
     Mutant(
         "fencing",
         "queen/claims.py",
-        "return speaker.placed.get(job_id) == line.attempt",
+        "return speaker.placed.get(job_id) == attempt",
         "return True",
         "test_zombie_owner.py",
     ),
     Mutant(
         "source-check",
         "queen/claims.py",
-        '    job_id = line.job_id or ""\n    if speaker.is_hive',
-        '    job_id = line.job_id or ""\n    if not speaker.is_hive:\n        return True\n    if speaker.is_hive',
+        "    if speaker.is_hive:\n        return kind",
+        "    if not speaker.is_hive:\n        return True\n    if speaker.is_hive:\n        return kind",
         "test_tail_on_death.py",
     ),
     Mutant(
@@ -68,12 +68,12 @@ MUTANTS = (
     Mutant(
         "cursor-in-the-transaction",
         "jobs/sqlite_store.py",
-        "            return {batch.source: _ingest(tx, batch) for batch in batches}\n",
+        "            return _ingest(tx, batches)\n",
         "            names = [(batch.source,) for batch in batches]\n"
         "            find = 'SELECT * FROM cursors WHERE source = ?'\n"
         "            put = 'INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)'\n"
         "            old = [row for name in names if (row := tx.execute(find, name).fetchone())]\n"
-        "            done = {batch.source: _ingest(tx, batch) for batch in batches}\n"
+        "            done = _ingest(tx, batches)\n"
         "            new = [row for name in names if (row := tx.execute(find, name).fetchone())]\n"
         "            [tx.execute(put, row) for row in old]\n"
         "            self._late = lambda tx: [tx.execute(put, row) for row in new] and None\n"
