@@ -15,6 +15,8 @@ from rbee.contracts.views import HiveView, WorkerView
 from rbee.errors import NotFoundError
 from rbee.queen.workers import WorkerBook
 
+GONE_MAX = 4096
+
 
 class Hive(Struct, frozen=True):
     """A hive as its last heartbeat told it; `heard_at` is monotonic seconds."""
@@ -44,7 +46,7 @@ class HiveBook:
         self._lost_s = lost_s
         self._clock = clock
         self._hives: dict[str, Hive] = {}
-        self._gone: set[str] = set()
+        self._gone: dict[str, None] = {}
         self._listeners: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
 
@@ -54,16 +56,14 @@ class HiveBook:
 
     def beat(self, hive_id: str, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; the first one is the registration."""
-        listed = {worker.worker_id for worker in heartbeat.workers}
-        if hive_id in self._hives:
-            self._gone -= {worker.worker_id for worker in self._hives[hive_id].heartbeat.workers} - listed
         self._hives[hive_id] = Hive(hive_id, heartbeat, self._clock())
         self._tell()
 
     def worker_gone(self, worker_id: str) -> None:
-        """Leave a worker out for as long as a heartbeat still names it."""
-        if any(info.worker_id == worker_id for hive in self._hives.values() for info in hive.heartbeat.workers):
-            self._gone.add(worker_id)
+        """Leave a worker out, also where a heartbeat that was long under way still names it."""
+        self._gone[worker_id] = None
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
         self._tell()
 
     def _tell(self) -> None:

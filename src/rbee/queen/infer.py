@@ -122,6 +122,10 @@ class InferHandler:
         """
         self._workers.ask_keep_alive(placement.worker_id, operation.keep_alive)
         try:
+            if not placement.closing.done() and await self._workers.has_ended(placement.worker_id):
+                raise WorkerLostError(
+                    f"The worker {placement.worker_id} has ended.", details={"worker_id": placement.worker_id}
+                )  # a heartbeat that was long under way had named it
             said = Said()
             if placement.attempt > 1:
                 said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)

@@ -278,6 +278,11 @@ class WorkerBook:
         """Take note of a committed end."""
         self._records[record.worker_id] = record
 
+    async def has_ended(self, worker_id: str) -> bool:
+        """Tell whether the end of a worker was told, by this boot or an earlier one."""
+        source = _exit_source(worker_id)
+        return source in await self._registry.store.cursors([source])
+
     async def settle(self) -> None:
         """Tell the ends of those workers whose files have been read to their last byte."""
         async with self._settling:
@@ -300,7 +305,7 @@ class WorkerBook:
             logs += start.waiting()
         event = exit_event(record.exit_line or b"")
         entries = [Entry(log_id, event) for log_id in dict.fromkeys(logs)]
-        await self._registry.store.ingest([SourceBatch(f"{worker_id}/exit", 0, 1, 0, entries)])
+        await self._registry.store.ingest([SourceBatch(_exit_source(worker_id), 0, 1, 0, entries)])
         await self._registry.store.forget_worker(worker_id)
         self._records.pop(worker_id, None)
         self._starts.pop(worker_id, None)
@@ -311,3 +316,8 @@ class WorkerBook:
             start.ended.set_result(ended)
         for placement in placements:
             placement.fail(ended.error())
+
+
+def _exit_source(worker_id: str) -> str:
+    """Return the name under which it is kept that a worker's end was told."""
+    return f"{worker_id}/exit"

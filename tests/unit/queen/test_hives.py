@@ -66,15 +66,21 @@ async def test_worker_that_is_gone_stays_gone_while_an_older_heartbeat_names_it(
         book.worker(WORKER)
 
 
-async def test_gone_workers_are_not_remembered_for_ever(book: HiveBook) -> None:
+async def test_gone_workers_are_not_remembered_for_ever(book: HiveBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbee.queen.hives.GONE_MAX", 10)
     for _ in range(100):
-        worker_id = new_id("worker")
-        book.beat("h", heartbeat(worker_info(worker_id)))
-        book.worker_gone(worker_id)
-        book.beat("h", heartbeat())
-        book.worker_gone(worker_id)
+        book.worker_gone(new_id("worker"))
 
-    assert book._gone == set()
+    assert len(book._gone) == 10
+
+
+async def test_worker_that_is_gone_is_not_brought_back_by_a_late_heartbeat(book: HiveBook) -> None:
+    book.beat("h", heartbeat(worker_info(WORKER)))
+    book.worker_gone(WORKER)
+    book.beat("h", heartbeat())
+    book.beat("h", heartbeat(worker_info(WORKER)))
+
+    assert list(book.workers()) == []
 
 
 @pytest.mark.parametrize("state", [state for state in WorkerState if state is not WorkerState.READY])

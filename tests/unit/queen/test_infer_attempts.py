@@ -12,6 +12,7 @@ from rbee.contracts.events import new_event
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import DeadlineExceededError, ModelInvalidError, WorkerError
+from rbee.jobs import JobRegistry
 from rbee.jobs.endings import Stop
 from rbee.queen import answering, old_requests
 from tests.unit.queen.queen_stage import closing, token, worker_exit
@@ -320,3 +321,25 @@ async def test_deadline_in_the_middle_of_being_placed_again_ends_the_job(
 
     assert (end["state"], end["reason"]) == ("failed", "timeout")
     assert (await registry.get(job_id)).attempt == 2
+
+
+async def test_worker_whose_end_an_earlier_boot_told_is_not_waited_for(tmp_path: Path) -> None:
+    registry = JobRegistry.open(None)
+    async with queen_of(tmp_path, registry) as queen:
+        hive = await queen.live_hive()
+        ghost = hive.has_worker()
+        await hive.say(f"{hive.hive_id}/boot", worker_exit(ghost, {}))
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        hive = await queen.hive()
+        hive.has_worker(ghost)  # a heartbeat that was long under way
+        job_id = await queen.infer()
+        await queen.until_running(job_id)
+        hive.workers.clear()
+        hive.beat()
+        await until(lambda: len(hive.asked) == 1)
+        await hive.answer(hive.workers[0].worker_id, job_id, "all", attempt=2)
+        end = await queen.end(job_id)
+    await registry.close()
+
+    assert (end["state"], end["result"]["attempts"]) == ("completed", 2)
+    assert hive.asked[0][1]["x-request-id"] == f"{job_id}.2"
