@@ -226,6 +226,10 @@ class JobRunner:
             if job.stop is None and task is not None and task.cancelling():
                 raise
             failure = UnavailableError() if job.stop else incident(error)
+        except ConflictError as error:
+            failure = error
+            if job.stop is None and await self._is_cancelled(job.job_id):  # marked, and about to be told so
+                return stopped(USER_STOP)
         except RbeeError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  # a fault of ours: told with a number, kept in stderr
@@ -233,6 +237,9 @@ class JobRunner:
         else:
             return completed(result)
         return stopped(job.stop) if job.stop else failed(failure)
+
+    async def _is_cancelled(self, job_id: str) -> bool:
+        return (await self.registry.get(job_id)).is_cancel_requested
 
     async def _end_surely(self, record: JobRecord, ending: Ending, facts: dict[str, Any]) -> None:
         is_told = False

@@ -25,6 +25,7 @@ from rbee.queen.workers import Placement
 
 PASSED_HEADERS = ("content-type", "cache-control", "x-accel-buffering")
 EVENT_STREAM = "text/event-stream"
+AGAIN_S = 0.25
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
@@ -62,9 +63,11 @@ class Relay:
             try:
                 await self._pass_on(job, placement, path, body, caller)
                 return self._made(job, await self._answering.relayed_closing(placement))
-            except LOST:
+            except (*LOST, UnavailableError) as error:  # gone, or being stopped
                 if caller.is_started or not _may_try(job, failed_starts):
                     raise
+                if not isinstance(error, LOST):
+                    await asyncio.sleep(AGAIN_S)  # its hive is about to say so
             finally:
                 self._dispatcher.release(placement)
 

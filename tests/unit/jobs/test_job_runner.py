@@ -429,3 +429,18 @@ async def test_runner_whose_jobs_nobody_knows_says_their_end_in_no_jobs_name(
     assert (closing.get("job_id"), closing["fields"]) == (None, {"hive_job_id": record.job_id})
     kept = json.loads((await whole_log(registry, record.job_id))[-2])
     assert (kept["job_id"], kept.get("fields")) == (record.job_id, None)
+
+
+async def test_cancel_that_is_marked_just_before_the_handler_starts_the_job_cancels_it(
+    registry: JobRegistry, runner: JobRunner
+) -> None:
+    async def work(job: RunningJob) -> None:
+        await registry.request_cancel(job.job_id)
+        await job.start()
+
+    record = await new_job(registry)
+    job = runner.launch(record, QueenCheck(), work)
+    assert job.task is not None
+    await job.task
+
+    assert (await registry.get(record.job_id)).state is JobState.CANCELLED

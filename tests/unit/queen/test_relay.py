@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rbee.errors import ContextExceededError, WorkerError
+from rbee.errors import ContextExceededError, UnavailableError, WorkerError
 from rbee.queen import answering, patience
 from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
@@ -161,6 +161,22 @@ async def test_call_whose_last_worker_dies_before_its_first_byte_is_an_error_sta
     async with await call as response:
         assert response.status == 502
         assert (await response.json())["error"]["code"] == "worker_lost"
+
+
+async def test_call_that_a_worker_about_to_stop_did_not_take_is_placed_again(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.media = "application/json"
+    hive.refusals = [UnavailableError("This worker is being stopped.")]
+    hive.frames.put_nowait(b'{"object":"chat.completion"}')
+    hive.frames.put_nowait(None)
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        assert response.status == 200
+        job_id = response.headers["x-job-id"]
+        await response.read()
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, 2))
+
+    assert (await whole_queen.end(job_id))["result"]["attempts"] == 2
 
 
 async def test_refused_call_is_answered_with_the_workers_status(
