@@ -279,9 +279,12 @@ class WorkerBook:
         self._records[record.worker_id] = record
 
     async def has_ended(self, worker_id: str) -> bool:
-        """Tell whether the end of a worker was told, by this boot or an earlier one."""
+        """Tell whether a worker's end was told, also by an earlier boot; then nothing more is placed on it."""
         source = _exit_source(worker_id)
-        return source in await self._registry.store.cursors([source])
+        if source not in await self._registry.store.cursors([source]):
+            return False
+        self._on_gone(worker_id)
+        return True
 
     async def settle(self) -> None:
         """Tell the ends of those workers whose files have been read to their last byte."""
