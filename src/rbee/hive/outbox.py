@@ -152,16 +152,12 @@ class Outbox:
             else:
                 await self._watch.wait(LOOK_AGAIN_S)
 
-    async def flush(self, timeout_s: float, *sources: Source) -> bool:
-        """Wait until what was written so far has arrived; false when it does not.
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until what was written so far has arrived; false when nothing moves for `timeout_s`.
 
         A queen that cannot be reached is not waited for.
-
-        Args:
-            timeout_s: How long nothing may move.
-            sources: Of which files; all by default.
         """
-        wanted = {source: source.follower.size for source in sources or tuple(self._sources.values())}
+        wanted = {source: source.follower.size for source in self._sources.values()}
         self.wake()
         while any(source.cursor < size and source.name in self._sources for source, size in wanted.items()):
             if self._is_away:

@@ -143,13 +143,6 @@ async def test_flush_without_a_running_outbox_gives_up_after_its_time(tmp_path: 
         assert await hive.outbox.flush(0.01) is False
 
 
-async def test_flush_of_one_file_does_not_wait_for_another(hive: Hive) -> None:
-    done = hive.source("a", b"one\n")
-    hive.source("b", b"unfinished")
-
-    assert await hive.outbox.flush(5, done)
-
-
 @pytest.mark.parametrize("failures", [1, 3])
 async def test_batch_whose_acknowledgement_was_lost_is_brought_again_without_harm(
     hive: Hive, failures: int
