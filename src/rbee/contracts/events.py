@@ -7,6 +7,7 @@ travels untouched: fields nobody here knows survive.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ Kind = Literal["narration", "state", "token", "raw", "gap", "end"]
 
 NARRATION_PREFIX = b'{"v":1,"kind":"narration",'
 TOKEN_PREFIX = b'{"v":1,"kind":"token",'
+_KIND_AT = len(b'{"v":1,"kind":"')
 _PREFIX = re.compile(rb'\{"v":1,"kind":"([a-z]+)",')
 _NUMBERED = re.compile(rb'\{"v":1,"kind":"([a-z]+)","seq":(\d+),')
 
@@ -129,7 +131,7 @@ class NewEvent(Struct, frozen=True):
 
     def frames(self, first_seq: int) -> list[bytes]:
         """Return its frame in a stream, as the number `first_seq`."""
-        return [_frame(first_seq, self.kind, self.numbered(first_seq))]
+        return [_frame(first_seq, self.kind.encode(), self.numbered(first_seq))]
 
     def numbered(self, seq: int) -> bytes:
         """Return the event as it stands in a log, without a newline."""
@@ -183,12 +185,16 @@ class CapturedRun(Struct, frozen=True, gc=False):
 
     def frames(self, first_seq: int) -> list[bytes]:
         """Return their frames in a stream, numbered from `first_seq` on."""
-        forms = {prefix[15]: (self._form(prefix), len(prefix)) for prefix in (TOKEN_PREFIX, NARRATION_PREFIX)}
-        framed = []
-        for seq, (line, offset) in enumerate(zip(self.lines, self.offsets, strict=True), first_seq):
-            form, cut = forms[line[15]]
-            framed.append(form % (seq, seq, offset, line[cut:]))
-        return framed
+        token, narration = self._form(TOKEN_PREFIX), self._form(NARRATION_PREFIX)
+        token_at, narration_at = len(TOKEN_PREFIX), len(NARRATION_PREFIX)
+        is_token = TOKEN_PREFIX[_KIND_AT]
+        numbered = zip(itertools.count(first_seq), self.lines, self.offsets, strict=False)
+        return [
+            token % (seq, seq, offset, line[token_at:])
+            if line[_KIND_AT] == is_token
+            else narration % (seq, seq, offset, line[narration_at:])
+            for seq, line, offset in numbered
+        ]
 
     def _form(self, prefix: bytes) -> bytes:
         event = b'%b"seq":%%d,"src":{"id":"%b","offset":%%d},"observed_ts":%d,%%b' % (
@@ -196,33 +202,36 @@ class CapturedRun(Struct, frozen=True, gc=False):
             self.source.replace("%", "%%").encode(),
             self.observed_ts,
         )
-        kind = prefix[15:-2]
+        kind = prefix[_KIND_AT:-2]
         return b"id: %%d\nevent: %b\ndata: %b\n\n" % (kind, event)
 
 
-def frame(event: bytes) -> bytes:
-    """Frame one stored event for a stream of server-sent events."""
-    return frames_of([event], seq_and_kind(event)[0])
-
-
 def frames_of(events: list[bytes], first_seq: int) -> bytes:
-    """Frame stored events that follow one another in a log, the first of them numbered `first_seq`."""
-    kind_at = len(b'{"v":1,"kind":"')
+    """Frame numbered events that follow one another in a log, the first of them numbered `first_seq`."""
     return b"".join(
         [
-            b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, event[kind_at : event.index(b'"', kind_at)], event)
+            _frame(seq, event[_KIND_AT : event.index(b'"', _KIND_AT)], event)
             for seq, event in enumerate(events, first_seq)
         ]
     )
 
 
-def _frame(seq: int, kind: str, event: bytes) -> bytes:
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, kind.encode(), event)
+def _frame(seq: int, kind: bytes, event: bytes) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, kind, event)
 
 
-def unframed(framed: bytes) -> bytes:
-    """Return the event of a frame."""
-    return framed[framed.index(b"{") : -2]
+def events_in(frames: bytes) -> list[bytes]:
+    """Return the events of frames, as they stand in a log, without newlines."""
+    return [frame[frame.index(b"{") :] for frame in frames.split(b"\n\n")[:-1]]
+
+
+def frames_from(frames: bytes, seq: int) -> bytes:
+    """Return those frames that are numbered `seq` or more; `seq` is one of them, or the one behind them."""
+    beginning = b"id: %d\n" % seq  # an event holds no newline, so behind one it begins a frame
+    if frames.startswith(beginning):
+        return frames
+    at = frames.find(b"\n" + beginning)
+    return frames[at + 1 :] if at >= 0 else b""
 
 
 def seq_and_kind(event: bytes) -> tuple[int, str]:

@@ -181,8 +181,7 @@ async def log_page(request: Request, registry: JobRegistry, log_id: str) -> Resp
     after = requested_position(request)
     limit = query_int(request, "limit", 500, low=1, high=500)
     page = await registry.read(log_id, after, limit)
-    last = after + len(page.events)
-    following = b'"%d"' % last if page.events and last < page.head.last_seq else b"null"
+    following = b'"%d"' % page.last_seq if page.frames and page.last_seq < page.head.last_seq else b"null"
     body = b'{"data":[%b],"next":%b}' % (b",".join(page.events), following)
     return Response(body, media_type="application/json")
 

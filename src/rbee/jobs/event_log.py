@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from rbee.contracts.events import frames_of
+from rbee.contracts.events import events_in, frames_from
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
 from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
@@ -35,14 +35,14 @@ class _Recent:
         before = self.size_bytes
         self.last_seq = batch.last_seq
         self.batches.append(batch)
-        self.size_bytes += batch.size_bytes
+        self.size_bytes += len(batch.frames)
         self.trim(limit_bytes)
         return self.size_bytes - before
 
     def trim(self, limit_bytes: int) -> None:
         """Let go of the oldest; an end stays, for it may be on no disk any more."""
         while self.size_bytes > limit_bytes and not self.batches[0].is_end:
-            self.size_bytes -= self.batches.popleft().size_bytes
+            self.size_bytes -= len(self.batches.popleft().frames)
 
     def behind(self, position: int) -> list[Committed]:
         """Return the next batches behind a position; none when they are not kept any more."""
@@ -168,25 +168,19 @@ class LogReader:
 
     async def next(self, timeout_s: float) -> list[bytes]:
         """Wait for the next events, at most `timeout_s`; empty when there were none, or at the end."""
-        found: list[bytes] = []
-        await self._next(timeout_s, lambda batch, skipped: found.extend(batch.events[skipped:]))
-        return found
+        return events_in(await self.next_frames(timeout_s))
 
     async def next_frames(self, timeout_s: float) -> bytes:
         """Wait for the next events as `next` does; returns them as frames of a stream."""
-        found: list[bytes] = []
-        await self._next(timeout_s, lambda batch, skipped: found.append(_framed(batch, skipped)))
-        return found[0] if len(found) == 1 else b"".join(found)
-
-    async def _next(self, timeout_s: float, take: Callable[[Committed, int], None]) -> None:
         while not (self.is_ended or self.is_closing):
-            if self._take_recent(take):
-                return
+            if frames := self._take_recent():
+                return frames
             if self.position < self._recent.last_seq:
-                if await self._take_stored(take):
-                    return
+                if frames := await self._take_stored():
+                    return frames
             elif not await self._woken(timeout_s):
-                return
+                break
+        return b""
 
     async def _woken(self, timeout_s: float) -> bool:
         """Wait to be woken; false when nobody did in time."""
@@ -199,39 +193,33 @@ class LogReader:
             timer.cancel()
             self._waiter = None
 
-    def _take_recent(self, take: Callable[[Committed, int], None]) -> bool:
-        """Take what is next in memory, in portions; false when it is not there."""
+    def _take_recent(self) -> bytes:
+        """Take what is next in memory, in portions; nothing when it is not there."""
+        taken: list[bytes] = []
         taken_bytes = 0
         for batch in self._recent.behind(self.position):
-            take(batch, max(0, self.position + 1 - batch.first_seq))
+            is_whole = batch.first_seq == self.position + 1
+            taken.append(batch.frames if is_whole else frames_from(batch.frames, self.position + 1))
             self.position = batch.last_seq
             self.is_ended = batch.is_end
-            taken_bytes += len(batch.framed)
+            taken_bytes += len(taken[-1])
             if taken_bytes >= TAKEN_BYTES_MAX:
                 break
-        return taken_bytes > 0
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    async def _take_stored(self, take: Callable[[Committed, int], None]) -> bool:
+    async def _take_stored(self) -> bytes:
         page = await self._hub.page(self.log_id, self.position)
         if self.position + 1 < page.head.first_seq and not self._recent.behind(self.position):
             raise GoneError(f"The events of {self.log_id} before {page.head.first_seq} are no longer kept.")
-        if not page.events or self.position + 1 < page.head.first_seq:
-            return False
-        take(Committed(self.log_id, self.position + 1, page.events, False), 0)
-        self.position += len(page.events)
+        if not page.frames or self.position + 1 < page.head.first_seq:
+            return b""
+        self.position = page.last_seq
         self.is_ended = page.head.is_ended and self.position == page.head.last_seq
-        return True
+        return page.frames
 
     def close(self) -> None:
         """Stop reading."""
         self._hub.forget(self)
-
-
-def _framed(batch: Committed, skipped: int) -> bytes:
-    """Return a batch's frames from the one at `skipped` on; the whole ones are made once for all readers."""
-    if not skipped and batch.framed:
-        return batch.framed
-    return frames_of(batch.events[skipped:], batch.first_seq + skipped)
 
 
 def _resolve(waiter: asyncio.Future[bool], is_woken: bool) -> None:

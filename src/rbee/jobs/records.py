@@ -9,11 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.events import CapturedRun, NewEvent
+from rbee.contracts.events import CapturedRun, NewEvent, events_in
 from rbee.contracts.states import TERMINAL_STATES, JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
-
-EVENT_OVERHEAD_BYTES = 64
 
 
 class JobRecord(Struct, frozen=True, kw_only=True):
@@ -101,36 +99,38 @@ class LogHead(Struct, frozen=True):
 
 
 class Committed(Struct, gc=False):
-    """Events that were committed to one log in one transaction, numbered from `first_seq` on.
+    """Events that were committed to one log in one transaction.
 
     Attributes:
-        framed: The same as frames of a stream, made once for all readers.
+        first_seq: The number of the first.
+        last_seq: The number of the last.
+        frames: They, as frames of a stream.
         is_full: The log took nothing more of what was captured; they tell how much was lost.
     """
 
     log_id: str
     first_seq: int
-    events: list[bytes]
+    last_seq: int
+    frames: bytes
     is_end: bool
-    framed: bytes = b""
     is_full: bool = False
-
-    @property
-    def last_seq(self) -> int:
-        """The number of the last of them."""
-        return self.first_seq + len(self.events) - 1
-
-    @property
-    def size_bytes(self) -> int:
-        """How much memory they take, about."""
-        return 2 * len(self.framed) + EVENT_OVERHEAD_BYTES * len(self.events)
 
 
 class LogPage(Struct, frozen=True):
-    """Some events of a log, and its head at the time they were read."""
+    """Some events of a log, as frames of a stream, and the log's head at the time they were read.
 
-    events: list[bytes]
+    Attributes:
+        last_seq: The number of the last of them; where there are none, the one they were asked for behind.
+    """
+
+    frames: bytes
+    last_seq: int
     head: LogHead
+
+    @property
+    def events(self) -> list[bytes]:
+        """The events themselves, as they stand in the log."""
+        return events_in(self.frames)
 
 
 class Entry(Struct, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rbee.contracts.events import CapturedRun, NewEvent, encode_json, new_event, unframed
+from rbee.contracts.events import CapturedRun, NewEvent, encode_json, frames_from, frames_of, new_event
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
@@ -231,7 +231,9 @@ class SqliteStore:
             head = _head(connection, log_id)
             if head is None:
                 return None
-            return LogPage(_page(connection, log_id, after, limit) if after < head.last_seq else [], head)
+            if after >= head.last_seq:
+                return LogPage(b"", after, head)
+            return _page(connection, log_id, max(after + 1, head.first_seq), limit, head)
 
         return await self._read(run)
 
@@ -279,6 +281,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
     Raises:
         StartError: The file was written by a later version.
     """
+    connection.create_function("frames_of_lines", 2, _frames_of_lines, deterministic=True)
     folder = resources.files("rbee.jobs") / "migrations"
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name)
     for script in scripts:
@@ -295,6 +298,12 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise StartError(
             "The registry was written by a later version of rbee.", remedy="Update rbee, or use another RBEE_HOME."
         )
+
+
+def _frames_of_lines(body: bytes, last_seq: int) -> bytes:
+    """Frame a row of the first form: events joined by newlines."""
+    events = body.split(b"\n")
+    return frames_of(events, last_seq - len(events) + 1)
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -375,9 +384,8 @@ def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: boo
     frames: list[bytes] = []
     for event in events:
         frames += event.frames(head.last_seq + 1 + len(frames))
-    numbered = [unframed(framed) for framed in frames]
-    last_seq = head.last_seq + len(numbered)
-    body = b"\n".join(numbered)
+    last_seq = head.last_seq + len(frames)
+    body = b"".join(frames)
     tx.execute("INSERT INTO log_rows VALUES (?, ?, ?)", (log_id, last_seq, body))
     first_seq, size = head.first_seq, head.size_bytes + len(body)
     if size > SYSTEM_LOG_BYTES_MAX and not log_id.startswith("job-"):
@@ -386,7 +394,7 @@ def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: boo
         "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
     )
     tx.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
-    tx.committed.append(Committed(log_id, head.last_seq + 1, numbered, is_end, b"".join(frames)))
+    tx.committed.append(Committed(log_id, head.last_seq + 1, last_seq, body, is_end))
     return True
 
 
@@ -403,23 +411,24 @@ def _forget_oldest(tx: Transaction, log_id: str, first_seq: int, size: int) -> t
     return first_seq, size
 
 
-def _page(connection: sqlite3.Connection, log_id: str, after: int, limit: int) -> list[bytes]:
+def _page(connection: sqlite3.Connection, log_id: str, first_seq: int, limit: int, head: LogHead) -> LogPage:
+    """Read from the event `first_seq` on, at most `limit`."""
     rows = connection.execute(
-        "SELECT last_seq, body FROM log_rows WHERE log_id = ? AND last_seq > ? ORDER BY last_seq",
-        (log_id, after),
+        "SELECT last_seq, body FROM log_rows WHERE log_id = ? AND last_seq >= ? ORDER BY last_seq",
+        (log_id, first_seq),
     )
-    events: list[bytes] = []
-    size = 0
-    try:
+    found: list[bytes] = []
+    size, last_seq, limit_seq = 0, first_seq - 1, first_seq - 1 + limit
+    with contextlib.closing(rows):
         for last_seq, body in rows:
-            found = body.split(b"\n")
-            events.extend(found[max(0, after - (last_seq - len(found))) :])
+            found.append(body if found else frames_from(body, first_seq))
             size += len(body)
-            if len(events) >= limit or size >= PAGE_BYTES_MAX:
+            if last_seq >= limit_seq or size >= PAGE_BYTES_MAX:
                 break
-    finally:
-        rows.close()
-    return events[:limit]
+    frames = b"".join(found)
+    if last_seq > limit_seq:
+        last_seq, frames = limit_seq, frames[: -len(frames_from(frames, limit_seq + 1))]
+    return LogPage(frames, last_seq, head)
 
 
 def _put_worker(tx: Transaction, worker: WorkerRecord) -> None:

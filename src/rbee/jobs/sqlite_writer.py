@@ -202,7 +202,7 @@ class SqliteWriter:
         if len(self._heads) > HEADS_MAX:
             self._heads.clear()
         if self._checkpoints is not None:
-            size_bytes = sum(len(told.framed) for write in batch for told in write.published)
+            size_bytes = sum(len(told.frames) for write in batch for told in write.published)
             self._checkpoints.committed(self._connection, size_bytes)
 
     def _deliver(self, batch: list[_Write]) -> None:

@@ -86,9 +86,9 @@ class Leftovers:
         after = 0
         while True:
             page = await self._registry.read(placement.job_id, after)
-            if not page.events:
+            if not page.frames:
                 return
-            after += len(page.events)
+            after = page.last_seq
             for event in page.events:
                 if event.startswith(NARRATION_PREFIX):
                     self._hear(placement, msgspec.json.decode(event))

@@ -70,9 +70,9 @@ async def read_said(registry: JobRegistry, job_id: str, *, before_attempt: int |
     said, after = Said(), 0
     while True:
         page = await registry.read(job_id, after)
-        if not page.events:
+        if not page.frames:
             return said
-        after += len(page.events)
+        after = page.last_seq
         for line in page.events:
             kind = seq_and_kind(line)[1]
             if kind == "token":

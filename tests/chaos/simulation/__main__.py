@@ -8,6 +8,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+from rbee.contracts.events import events_in
 from tests.chaos.simulation.run import Outcome, grounds, simulate
 
 COLLECT_EVERY = 20
@@ -48,7 +49,7 @@ def print_logs(database: Path, ending: str | None) -> None:
         "SELECT log_id, body FROM log_rows WHERE log_id LIKE ? ORDER BY log_id, last_seq", (f"%{ending}",)
     )
     for log_id, body in rows:
-        for line in bytes(body).split(b"\n"):
+        for line in events_in(body):
             event = json.loads(line)
             words = [event.get(name) for name in ("action", "state", "reason", "attempt", "text", "message")]
             place = event.get("src", {})

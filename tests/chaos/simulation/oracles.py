@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rbee.contracts.events import events_in
 from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import TERMINAL_STATES, JobState
 from tests.chaos.simulation.answers import answer_to
@@ -31,7 +32,7 @@ NEVER = {
 def stored_log(connection: sqlite3.Connection, job_id: str) -> list[bytes]:
     """Read a log off the file, as it stands."""
     rows = connection.execute("SELECT body FROM log_rows WHERE log_id = ? ORDER BY last_seq", (job_id,))
-    return [line for (body,) in rows for line in bytes(body).split(b"\n")]
+    return [line for (body,) in rows for line in events_in(body)]
 
 
 def check(simulation: Simulation, database: Path) -> Iterator[str]:

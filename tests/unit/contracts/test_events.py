@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.contracts.events import captured_event, decode_source_line, frames_of, new_event, seq_and_kind
+from rbee.contracts.events import (
+    captured_event,
+    decode_source_line,
+    events_in,
+    frames_from,
+    frames_of,
+    new_event,
+    seq_and_kind,
+)
 from rbee.narration import configure, narrate, scope
 from rbee.narration.testing import captured_narration
 
@@ -139,6 +147,11 @@ def test_events_framed_all_at_once_are_framed_as_each_by_itself(texts: list[str]
         for seq, text in enumerate(texts, first)
     ]
 
-    assert frames_of(events, first) == b"".join(
+    frames = frames_of(events, first)
+
+    assert frames == b"".join(
         b"id: %d\nevent: narration\ndata: %b\n\n" % (seq, event) for seq, event in enumerate(events, first)
     )
+    assert events_in(frames) == events
+    for index in range(len(events) + 1):
+        assert events_in(frames_from(frames, first + index)) == events[index:]

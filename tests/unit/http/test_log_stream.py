@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rbee.contracts.events import captured_event, decode_source_line, frame
+from rbee.contracts.events import captured_event, decode_source_line, frames_of
 from rbee.contracts.states import JobState
 from tests.unit.http.http_stage import SECONDS, Stage, http_stage, small_buffers
 from tests.unit.jobs.job_stage import end, new_job, told, whole_log
@@ -54,7 +54,7 @@ async def test_stream_is_the_log_in_frames_and_ends_with_it(stage: Stage) -> Non
     assert response.headers["x-accel-buffering"] == "no"
     assert "content-encoding" not in response.headers
     log = await whole_log(stage.registry, record.job_id)
-    assert frames == [frame(event) for event in log]
+    assert b"".join(frames) == frames_of(log, 1)
     assert frames[0].startswith(b"id: 1\nevent: state\ndata: {")
     assert frames[-1].startswith(b"id: 22\nevent: end\ndata: {")
 
@@ -77,7 +77,8 @@ async def test_stream_begins_behind_what_the_reader_has(
     await end(stage.registry, record.job_id, JobState.CANCELLED)
     async with stage.get(f"/v1/jobs/{record.job_id}/stream{query}", headers=headers) as response:
         frames = await events(response)
-    assert frames == [frame(event) for event in (await whole_log(stage.registry, record.job_id))[after:]]
+    log = await whole_log(stage.registry, record.job_id)
+    assert b"".join(frames) == frames_of(log[after:], after + 1)
 
 
 @pytest.mark.parametrize("where", ["last-event-id", "after"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbee.contracts.events import frame
+from rbee.contracts.events import events_in, frames_of
 from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs import JobRecord, JobRegistry
 from rbee.jobs.records import Committed
@@ -136,7 +136,7 @@ async def test_frames_are_those_of_the_events_wherever_they_come_from(registry: 
     framed += await reader.next_frames(SECONDS)
     reader.close()
     log = await whole_log(registry, record.job_id)
-    assert framed == b"".join(frame(event) for event in [*log[3:8], log[9]])
+    assert framed == frames_of(log[3:8], 4) + frames_of(log[9:], 10)
 
 
 async def test_reader_waits_no_longer_than_it_was_told_to(registry: JobRegistry) -> None:
@@ -228,4 +228,6 @@ async def test_publication_has_the_order_of_the_numbers(registry: JobRegistry) -
     record = await running_job(registry)
     await asyncio.gather(*(registry.append(record.job_id, [told(str(index))] * 2) for index in range(50)))
     assert [batch.first_seq for batch in published] == [1, 2, *range(3, 103, 2)]
-    assert [event for batch in published for event in batch.events] == await whole_log(registry, record.job_id)
+    assert [event for batch in published for event in events_in(batch.frames)] == await whole_log(
+        registry, record.job_id
+    )

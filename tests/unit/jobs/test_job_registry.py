@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 import stat
 import sys
 from collections.abc import AsyncIterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
+from rbee.contracts.events import frames_of
 from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import Progress
@@ -26,6 +30,7 @@ from rbee.errors import (
 )
 from rbee.jobs import Fence, JobFilter, JobRecord, JobRegistry
 from rbee.jobs.endings import error_body
+from rbee.jobs.records import LogHead
 from rbee.jobs.sqlite_store import SqliteStore
 from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
 
@@ -383,6 +388,30 @@ async def test_file_in_a_missing_directory_or_of_a_later_version_is_refused(tmp_
     await store.close()
     with pytest.raises(StartError, match="later version"):
         JobRegistry.open(tmp_path / "jobs.db")
+
+
+async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    events = [told(str(number)).numbered(number) for number in range(1, 6)]
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript((resources.files("rbee.jobs") / "migrations" / "0001_jobs.sql").read_text("utf-8"))
+        old.execute("INSERT INTO log_heads VALUES ('worker-1', 1, 5, 1, 0), ('worker-2', 1, 0, 0, 0)")
+        rows = [("worker-1", 2, b"\n".join(events[:2])), ("worker-1", 5, b"\n".join(events[2:]))]
+        old.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", rows)
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+
+    registry = JobRegistry.open(path)
+    assert await whole_log(registry, "worker-1") == events
+    assert (await registry.read("worker-1", 3)).events == events[3:]
+    size_bytes = len(frames_of(events, 1))
+    assert [await registry.store.head(f"worker-{number}") for number in (1, 2)] == [
+        LogHead(1, 5, size_bytes, False),
+        LogHead(1, 0, 0, False),
+    ]
+    assert await registry.append("worker-1", [told("6")])
+    assert_dense(await whole_log(registry, "worker-1"))
+    await registry.close()
 
 
 async def test_errors_of_the_store_are_errors_of_the_house(tmp_path: Path) -> None:

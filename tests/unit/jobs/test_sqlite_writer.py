@@ -36,7 +36,7 @@ class Book:
     def put(self, number: int, then: Callable[[], Any] = lambda: None) -> Callable[[Transaction], int]:
         def run(tx: Transaction) -> int:
             tx.execute("INSERT INTO t VALUES (?)", (number,))
-            tx.committed.append(Committed(str(number), 1, [], False))
+            tx.committed.append(Committed(str(number), 1, 0, b"", False))
             then()
             return number
 

@@ -46,7 +46,7 @@ CREATE TABLE log_heads (
     is_ended INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- One row a log and batch: events joined by newlines. The rowid keeps the order they came in.
+-- One row a log and batch: events joined by newlines (as frames since 0002). The rowid keeps the order they came in.
 CREATE TABLE log_rows (log_id TEXT NOT NULL, last_seq INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE UNIQUE INDEX log_rows_by_seq ON log_rows (log_id, last_seq);
 
