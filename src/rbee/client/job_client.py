@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -136,24 +135,20 @@ class JobClient:
         """Return the models that can be asked for, in OpenAI's form."""
         return (await self.get_json("/v1/models", Page[dict[str, Any]])).data
 
-    async def follow(self, job_id: str, *, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
+    def follow(self, job_id: str, *, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
         """Yield a job's events from number `after + 1` to its end, across reconnects.
 
         Raises:
             RbeeError: See `LogFollower.events`.
         """
-        async with aclosing(self._follower(job_path(job_id) + "/stream", after).events()) as events:
-            async for event in events:
-                yield event
+        return self._follower(job_path(job_id) + "/stream", after).events()
 
-    async def follow_log(self, path: str, *, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
+    def follow_log(self, path: str, *, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the events of a worker's or hive's log, such as `/v1/workers/<id>/stream`.
 
         Such a log forgets its oldest part, so the first event is whatever the oldest one is.
         """
-        async with aclosing(self._follower(path, after, from_oldest=True).events()) as events:
-            async for event in events:
-                yield event
+        return self._follower(path, after, from_oldest=True).events()
 
     async def get_json(self, path: str, kind: type[T]) -> T:
         """Read `path` as a `kind`.

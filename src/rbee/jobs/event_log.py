@@ -15,8 +15,8 @@ from rbee.errors import GoneError, InvalidRequestError, NotFoundError
 from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
 
-PAGE_EVENTS = 4096
-RECENT_BYTES_MAX = 2 * 1024 * 1024
+PAGE_EVENTS = 65_536  # more than the bytes of a page hold
+RECENT_BYTES_MAX = 8 * 1024 * 1024
 ALL_RECENT_BYTES_MAX = 32 * 1024 * 1024
 TAKEN_BYTES_MAX = 256 * 1024
 

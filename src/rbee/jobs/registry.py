@@ -16,7 +16,7 @@ from rbee.contracts.operations import AnyOperation, load_operation, operation_na
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
 from rbee.errors import GoneError, NotFoundError
-from rbee.jobs.event_log import LogHub, LogReader
+from rbee.jobs.event_log import PAGE_EVENTS, LogHub, LogReader
 from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event, taken_over
 from rbee.jobs.records import Changed, Fence, JobFilter, JobRecord, LogPage, view_of
 from rbee.jobs.sqlite_store import SqliteStore
@@ -252,7 +252,7 @@ class JobRegistry:
         position = await self.store.queue_position(record) if record.state is JobState.QUEUED else None
         return view_of(record, head.last_seq if head else 0, queue_position=position)
 
-    async def read(self, log_id: str, after: int, limit: int = 500) -> LogPage:
+    async def read(self, log_id: str, after: int, limit: int = PAGE_EVENTS) -> LogPage:
         """Return a page of a log.
 
         Raises:

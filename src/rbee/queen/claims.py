@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
-from itertools import accumulate
+from operator import attrgetter
 
 from msgspec import Struct
 
@@ -111,25 +111,27 @@ class Chorus(Struct, frozen=True):
     lines: list[SourceLine]
 
 
-def hear_together(lines: list[bytes], offset: int, speaker: Speaker, observed_ts: int) -> Chorus | None:
+_claim_of = attrgetter("kind", "job_id", "attempt")
+
+
+def hear_together(lines: list[bytes], offsets: list[int], speaker: Speaker, observed_ts: int) -> Chorus | None:
     """Decide about whole lines of a worker's stdout at once, where all are plain and of jobs it may speak of.
 
     None otherwise: then `hear` decides about each. Where both can decide, they decide the same.
 
     Args:
         lines: Without their newlines, which all had.
-        offset: Where the first begins.
+        offsets: Where each begins.
         speaker: Whose they are.
         observed_ts: When they were read.
     """
     said = decode_plain_lines(lines)
     if said is None:
         return None
-    claims = {(line.kind, line.job_id, line.attempt): line for line in said}
+    claims = dict(zip(map(_claim_of, said), said, strict=True))
     for kind, job_id, attempt in claims:
         if job_id is None or not _may_speak_of(kind, job_id, attempt, speaker):
             return None
-    offsets = list(accumulate([len(line) + 1 for line in lines[:-1]], initial=offset))
     by_job: dict[str, tuple[list[bytes], list[int]]] = {}
     if len({job_id for _, job_id, _ in claims}) == 1:
         by_job[said[0].job_id or ""] = lines, offsets

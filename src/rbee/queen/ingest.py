@@ -187,17 +187,17 @@ class _Judge:
             found = split(data, offset=offset, part=part, final=True)
             self._each(found.pieces)
             return found.offset, found.part
+        offsets = list(accumulate([len(line) + 1 for line in lines], initial=offset))
+        end = offsets.pop()
         for start in range(0, len(lines), TOGETHER_LINES):
-            some = lines[start : start + TOGETHER_LINES]
-            self._together(some, offset)
-            offset += sum(map(len, some)) + len(some)
-        return offset, 0
+            some = slice(start, start + TOGETHER_LINES)
+            self._together(lines[some], offsets[some])
+        return end, 0
 
-    def _together(self, lines: list[bytes], offset: int) -> None:
-        chorus = hear_together(lines, offset, self._speaker, self._observed_ts)
+    def _together(self, lines: list[bytes], offsets: list[int]) -> None:
+        chorus = hear_together(lines, offsets, self._speaker, self._observed_ts)
         if chorus is None:
-            offsets = accumulate([len(line) + 1 for line in lines], initial=offset)
-            self._each([Piece(at, line) for at, line in zip(offsets, lines, strict=False)])
+            self._each(list(map(Piece, offsets, lines)))
         else:
             self.entries += chorus.runs
             self.believed += [(self._speaker.log_id, line) for line in chorus.lines]

@@ -136,8 +136,9 @@ FIELDS = ("kind", "ts", "actor", "action", "message", "level", "text", "tokens",
 @pytest.mark.parametrize("make", [token, closing, lambda job_id: narration(job_id=job_id, fields={"step": 1})])
 def test_lines_of_workers_are_decided_together(make: Callable[[str], bytes]) -> None:
     speaker = Speaker(f"{WORKER}/stdout", WORKER, is_hive=False, placed={JOB: 1, OTHER: 1})
-    chorus = hear_together([make(JOB)[:-1], make(OTHER)[:-1], make(JOB)[:-1]], 100, speaker, 7)
+    lines = [make(name)[:-1] for name in (JOB, OTHER, JOB)]
+    chorus = hear_together(lines, [100, 200, 300], speaker, 7)
     assert chorus is not None
-    assert [(run.log_id, len(run.lines.lines)) for run in chorus.runs] == [(JOB, 2), (OTHER, 1)]
+    assert [(run.log_id, run.lines.offsets) for run in chorus.runs] == [(JOB, [100, 300]), (OTHER, [200])]
     assert all(isinstance(run, Run) for run in chorus.runs)
-    assert hear_together([make(JOB)[:-1], make(FOREIGN)[:-1]], 100, speaker, 7) is None
+    assert hear_together([make(JOB)[:-1], make(FOREIGN)[:-1]], [100, 200], speaker, 7) is None
