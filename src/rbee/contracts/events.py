@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -185,25 +186,26 @@ class CapturedRun(Struct, frozen=True, gc=False):
 
     def frames(self, first_seq: int) -> list[bytes]:
         """Return their frames in a stream, numbered from `first_seq` on."""
-        token, narration = self._form(TOKEN_PREFIX), self._form(NARRATION_PREFIX)
+        token, narration = _frame_form(TOKEN_PREFIX, self.source), _frame_form(NARRATION_PREFIX, self.source)
         token_at, narration_at = len(TOKEN_PREFIX), len(NARRATION_PREFIX)
-        is_token = TOKEN_PREFIX[_KIND_AT]
+        is_token, ts = TOKEN_PREFIX[_KIND_AT], self.observed_ts
         numbered = zip(itertools.count(first_seq), self.lines, self.offsets, strict=False)
         return [
-            token % (seq, seq, offset, line[token_at:])
+            token % (seq, seq, offset, ts, line[token_at:])
             if line[_KIND_AT] == is_token
-            else narration % (seq, seq, offset, line[narration_at:])
+            else narration % (seq, seq, offset, ts, line[narration_at:])
             for seq, line, offset in numbered
         ]
 
-    def _form(self, prefix: bytes) -> bytes:
-        event = b'%b"seq":%%d,"src":{"id":"%b","offset":%%d},"observed_ts":%d,%%b' % (
-            prefix,
-            self.source.replace("%", "%%").encode(),
-            self.observed_ts,
-        )
-        kind = prefix[_KIND_AT:-2]
-        return b"id: %%d\nevent: %b\ndata: %b\n\n" % (kind, event)
+
+@lru_cache(1024)
+def _frame_form(prefix: bytes, source: str) -> bytes:
+    """Return the frame of a line of `source`, open for number, number, offset, time and the rest of the line."""
+    event = b'%b"seq":%%d,"src":{"id":"%b","offset":%%d},"observed_ts":%%d,%%b' % (
+        prefix,
+        source.replace("%", "%%").encode(),
+    )
+    return b"id: %%d\nevent: %b\ndata: %b\n\n" % (prefix[_KIND_AT:-2], event)
 
 
 def frames_of(events: list[bytes], first_seq: int) -> bytes:
