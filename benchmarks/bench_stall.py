@@ -104,7 +104,7 @@ async def first_token(client: JobClient, job_id: str) -> str:
 
 async def run(stops: int, phase_s: float) -> Sequence[Row]:
     """Ask for one long answer and stop the hive in the middle of it, again and again."""
-    async with LocalStack(models=models_directory()) as stack, stack.client() as client:
+    async with LocalStack(models=await models_directory()) as stack, stack.client() as client:
         prompt = {"operation": "infer", "model": DEFAULT_MODEL, "prompt": "Count.", "ignore_eos": True}
         job_id = (await client.submit({**prompt, "max_tokens": 3900})).job_id
         worker_id = await first_token(client, job_id)

@@ -59,7 +59,7 @@ async def first_token_s(client: JobClient) -> float:
 
 async def one_round() -> tuple[float, float, dict[str, float], float]:
     """Start all, ask one thing: seconds to ready, seconds of CPU, megabytes by program, seconds to first token."""
-    async with LocalStack(models=models_directory(), with_queen=False, config="") as stack:
+    async with LocalStack(models=await models_directory(), with_queen=False, config="") as stack:
         started_s = time.monotonic()
         up = await stack.start_up()
         ready_s = time.monotonic() - started_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rbee.contracts.models import DEFAULT_MODEL
 from rbee.hive.models import ModelStore
 
 
-def models_directory() -> Path:
+async def models_directory() -> Path:
     """Return a directory of model files with the demo model in it, downloaded at most once.
 
     `RBEE_TEST_MODELS` names the directory; by default it is `.cache/models` of the checkout.
@@ -19,5 +18,5 @@ def models_directory() -> Path:
     directory = Path(named) if named else Path(__file__).parent.parent / ".cache" / "models"
     store = ModelStore(directory)
     if store.find(DEFAULT_MODEL) is None:
-        asyncio.run(store.pull(DEFAULT_MODEL))
+        await store.pull(DEFAULT_MODEL)
     return directory
