@@ -38,7 +38,6 @@ class QueenSettings(Settings, kw_only=True, frozen=True):
         stop_grace_s: Seconds a stopped request has to say its last line.
         stall_s: Seconds without a token, after the first, until an answer counts as stalled.
         first_token_s: Seconds until the first token, from placement.
-        load_timeout_s: Seconds a worker's start may take without a sign of life.
     """
 
     program: ClassVar[str] = "queen-rbee"
@@ -65,4 +64,3 @@ class QueenSettings(Settings, kw_only=True, frozen=True):
     stop_grace_s: Positive = 10.0
     stall_s: Positive = 30.0
     first_token_s: Positive = 300.0
-    load_timeout_s: Positive = 300.0

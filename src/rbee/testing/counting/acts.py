@@ -15,7 +15,7 @@ import msgspec
 from rbee.narration import FileSink
 from rbee.testing.counting.count import Act, Count
 
-TAIL_LINES = 50
+TAIL_LINES = 1000
 TAIL_LINE_BYTES = 4000
 EXIT_CODE = 7
 ORPHAN_S = 120
@@ -31,8 +31,8 @@ class Crash(BaseException):
 class Acts:
     """Knows at which token what is to be done.
 
-    What dies says `TAIL_LINES` lines on stderr first, `tail <act> <number>` and dots: more than one batch to the
-    queen holds.
+    What dies says `TAIL_LINES` lines on stderr first, `tail <act> <number>` and dots: more than several
+    batches to the queen hold, so that the end, which goes first, is there before the last of them.
     """
 
     def __init__(self) -> None:
