@@ -16,7 +16,7 @@ from rbee.jobs.records import Committed, LogPage
 from rbee.jobs.store import JobStore
 
 PAGE_EVENTS = 65_536  # more than the bytes of a page hold
-RECENT_BYTES_MAX = 8 * 1024 * 1024
+RECENT_BYTES_MAX = 2 * 1024 * 1024
 ALL_RECENT_BYTES_MAX = 32 * 1024 * 1024
 TAKEN_BYTES_MAX = 256 * 1024
 
