@@ -26,6 +26,8 @@ class Operation(
 
     Attributes:
         timeout_s: Seconds from acceptance until the job fails with `timeout`; none by default.
+        queue_timeout_s: Seconds from acceptance until the job fails with `queue_timeout`, if it is still queued
+            then; none by default.
         attempts: How often an answer may be placed on a worker; a start that fails counts as well.
         priority: -10 to 10, higher first.
         labels: Up to 64 free words of the caller's, kept with the job.
@@ -34,6 +36,7 @@ class Operation(
     """
 
     timeout_s: Seconds | None = None
+    queue_timeout_s: Seconds | None = None
     attempts: Annotated[int, Meta(ge=1, le=100)] = 2
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
     labels: Labels = {}

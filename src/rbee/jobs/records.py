@@ -20,6 +20,9 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     Attributes:
         owner: The boot id of the process that runs it.
         deadline_at: When it fails with `timeout`.
+        queue_deadline_at: When it fails with `queue_timeout`, if it is still queued then.
+        lease_until: When a running job may be taken by another owner, unless this one renews its hold; None:
+            its owner keeps it for as long as it lives.
         is_kept: Its answer is narrated into its log (as every `infer`), not relayed.
         result: JSON.
     """
@@ -53,6 +56,8 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     result: bytes | None = None
     error: ErrorBody | None = None
     labels: dict[str, str] = {}
+    queue_deadline_at: float | None = None
+    lease_until: float | None = None
 
     @property
     def is_ended(self) -> bool:

@@ -97,6 +97,7 @@ class JobRegistry:
             body_hash=hashlib.sha256(body).hexdigest() if idempotency_key else None,
             created_at=now,
             deadline_at=now + operation.timeout_s if operation.timeout_s else None,
+            queue_deadline_at=now + operation.queue_timeout_s if operation.queue_timeout_s else None,
             is_stored=operation.store,
             is_kept=is_kept,
             labels=operation.labels,

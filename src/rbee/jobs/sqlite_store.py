@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
+    Changed,
     Committed,
     Entry,
     JobFilter,
@@ -44,7 +46,6 @@ JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 _COLUMNS = JobRecord.__struct_fields__
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
 _INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_PUT = _INSERT.replace("INSERT", "INSERT OR REPLACE", 1)
 _JSON = frozenset({"progress", "error", "labels"})
 
 
@@ -118,14 +119,18 @@ class SqliteStore:
             existing = _by_key(tx, record)
             if existing is not None:
                 return existing
-            queued = tx.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()[0]
+            queued = tx.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()[0]
+            queued += tx.counts[JobState.QUEUED]
             if queued >= queued_max:
                 raise OverloadedError(
                     f"{queued} jobs are waiting already, as many as may ({queued_max}).", retry_after_s=5
                 )
-            if _get(tx.connection, record.job_id) is not None:
-                raise ConflictError(f"There is a job {record.job_id} already.")
-            tx.execute(_INSERT, _row(record))
+            try:
+                tx.execute(_INSERT, _row(record))
+            except sqlite3.IntegrityError as error:
+                raise ConflictError(f"There is a job {record.job_id} already.") from error
+            tx.known.jobs[record.job_id] = record
+            tx.counts[record.state] += 1
             tx.execute("INSERT INTO requests VALUES (?, ?)", (record.job_id, request))
             _append(tx, record.job_id, events, is_end=False)
             return record
@@ -136,18 +141,10 @@ class SqliteStore:
         """Apply a pure decider to a job under its lock."""
 
         def run(tx: Transaction) -> JobRecord:
-            before = _get(tx.connection, job_id)
+            before = tx.known.jobs.get(job_id) or _get(tx.connection, job_id)
             if before is None:
                 raise NotFoundError(f"There is no job {job_id}.")
-            changed = decide(before)
-            if changed.record != before:
-                tx.execute(_PUT, _row(changed.record))
-            is_end = changed.record.is_ended and not before.is_ended
-            if changed.events:
-                _append(tx, job_id, changed.events, is_end=is_end)
-            if is_end and not changed.record.is_stored:
-                _erase(tx, job_id)
-            return changed.record
+            return _apply(tx, before, decide(before))
 
         return await self._writer.write(run)
 
@@ -186,8 +183,7 @@ class SqliteStore:
         """Return how many jobs are in each state."""
 
         def run(connection: sqlite3.Connection) -> dict[str, int]:
-            found = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
-            return {state.value: found.get(state.value, 0) for state in JobState}
+            return dict(connection.execute("SELECT state, jobs FROM counts").fetchall())
 
         return await self._read(run)
 
@@ -317,9 +313,12 @@ def _store_id(connection: sqlite3.Connection) -> str:
 
 def _row(record: JobRecord) -> tuple[Any, ...]:
     return tuple(
-        encode_json(value) if name in _JSON and value is not None else value
-        for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)
+        [_stored(name, value) for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)]
     )
+
+
+def _stored(name: str, value: Any) -> Any:
+    return encode_json(value) if name in _JSON and value is not None else value
 
 
 def _record(row: tuple[Any, ...]) -> JobRecord:
@@ -353,9 +352,40 @@ def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
     return existing
 
 
+def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
+    """Write what became of a job; returns the record after."""
+    after = changed.record
+    names = _columns_changed(before, after)
+    if names:
+        values = [_stored(name, getattr(after, name)) for name in names]
+        tx.execute(_update(names), (*values, after.job_id))
+    tx.known.jobs[after.job_id] = after
+    if after.state is not before.state:
+        tx.counts[before.state] -= 1
+        tx.counts[after.state] += 1
+    is_end = after.is_ended and not before.is_ended
+    if changed.events:
+        _append(tx, after.job_id, changed.events, is_end=is_end)
+    if is_end:
+        tx.known.jobs.pop(after.job_id)  # nobody changes it any more
+        if not after.is_stored:
+            _erase(tx, after.job_id)
+    return after
+
+
+def _columns_changed(before: JobRecord, after: JobRecord) -> tuple[str, ...]:
+    pairs = zip(_COLUMNS, msgspec.structs.astuple(before), msgspec.structs.astuple(after), strict=True)
+    return tuple([name for name, old, new in pairs if new is not old and new != old])
+
+
+@cache
+def _update(names: tuple[str, ...]) -> str:
+    return f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in names)} WHERE job_id = ?"
+
+
 def _erase(tx: Transaction, job_id: str) -> None:
     tx.has_erased = True
-    tx.heads.pop(job_id, None)
+    tx.known.heads.pop(job_id, None)
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
@@ -370,9 +400,9 @@ def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
 
 def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
     """Return a head as this transaction sees it, from memory where it was used lately."""
-    head = tx.heads.get(log_id) or _head(tx.connection, log_id)
+    head = tx.known.heads.get(log_id) or _head(tx.connection, log_id)
     if head is not None:
-        tx.heads[log_id] = head
+        tx.known.heads[log_id] = head
     return head
 
 
@@ -393,7 +423,7 @@ def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: boo
     tx.execute(
         "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
     )
-    tx.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
+    tx.known.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
     tx.committed.append(Committed(log_id, head.last_seq + 1, last_seq, body, is_end))
     return True
 

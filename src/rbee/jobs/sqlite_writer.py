@@ -7,18 +7,38 @@ import contextlib
 import queue
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rbee.errors import RbeeError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
-from rbee.jobs.records import Committed, LogHead
+from rbee.jobs.records import Committed, JobRecord, LogHead
 from rbee.jobs.store import OnCommit
 
 T = TypeVar("T")
 BATCH_MAX = 512
-HEADS_MAX = 4096
+REMEMBERED_MAX = 4096
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Remembered:
+    """What the file holds, as far as it was used lately; what is missing here has to be read."""
+
+    def __init__(self) -> None:
+        self.heads: dict[str, LogHead] = {}
+        self.jobs: dict[str, JobRecord] = {}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.heads.clear()
+        self.jobs.clear()
+
+    def bound(self) -> None:
+        """Forget what has become too much."""
+        for known in (self.heads, self.jobs):
+            if len(known) > REMEMBERED_MAX:
+                known.clear()
 
 
 class Transaction:
@@ -28,12 +48,14 @@ class Transaction:
         connection: The file.
         committed: What is to be published on commit.
         has_erased: Something was deleted that nobody may find in the file afterwards.
-        heads: Where logs end, as this transaction sees it; what is missing here is in the file.
+        known: Jobs, and where logs end, as this transaction sees them.
+        counts: By how much the number of jobs in each state changes.
     """
 
-    def __init__(self, connection: sqlite3.Connection, heads: dict[str, LogHead] | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection, known: Remembered, counts: Counter[str]) -> None:
         self.connection = connection
-        self.heads = {} if heads is None else heads
+        self.known = known
+        self.counts = counts
         self.committed: list[Committed] = []
         self.has_erased = False
 
@@ -70,7 +92,8 @@ class SqliteWriter:
     ) -> None:
         self._connection = connection
         self._checkpoints = checkpoints
-        self._heads: dict[str, LogHead] = {}
+        self._known = Remembered()
+        self._counts: Counter[str] = Counter()
         self._version: int | None = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
@@ -133,57 +156,58 @@ class SqliteWriter:
         return batch, False
 
     def _commit(self, batch: list[_Write]) -> None:
-        connection = self._connection
+        """Make writes in one transaction; where that fails, each of them in one of its own."""
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            self._look_for_strangers()
-            if len(batch) == 1:
-                self._apply(batch[0])  # what it raises undoes all there is
-            else:
+            self._transact(batch)
+        except Exception as error:  # noqa: BLE001  # goes to whoever asked for it
+            self._roll_back()
+            if len(batch) > 1:
                 for write in batch:
-                    self._run(write)
-            connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  # goes to whoever asked for these writes
-            self._heads.clear()
-            with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
-                connection.execute("ROLLBACK")
-            for write in batch:
-                write.error = translated(error) if isinstance(error, sqlite3.Error) else error
-                write.published = []
+                    self._commit([write])
+            else:
+                batch[0].error = translated(error) if isinstance(error, sqlite3.Error) else error
+                batch[0].published = []
+
+    def _transact(self, batch: list[_Write]) -> None:
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        self._look_for_strangers()
+        for write in batch:
+            write.error = None
+            before = connection.total_changes
+            try:
+                self._apply(write)
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # goes to whoever asked for this write
+                if connection.total_changes != before:
+                    raise  # it has to be undone
+                write.error = error
+            if not connection.in_transaction:
+                raise sqlite3.OperationalError("the transaction was rolled back")
+        for state, change in self._counts.items():
+            connection.execute("UPDATE counts SET jobs = jobs + ? WHERE state = ?", (change, state))
+        connection.execute("COMMIT")
+        self._counts.clear()
+
+    def _roll_back(self) -> None:
+        self._known.clear()
+        self._counts.clear()
+        with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
+            self._connection.execute("ROLLBACK")
 
     def _look_for_strangers(self) -> None:
         """Forget what is known by heart when another connection wrote to the file."""
         version = self._connection.execute("PRAGMA data_version").fetchone()[0]
         if version != self._version:
             self._version = version
-            self._heads.clear()
+            self._known.clear()
 
     def _apply(self, write: _Write) -> None:
-        transaction = Transaction(self._connection, self._heads)
+        transaction = Transaction(self._connection, self._known, self._counts)
         write.result = write.function(transaction)
         write.published = transaction.committed
         self._has_erased |= transaction.has_erased
-
-    def _run(self, write: _Write) -> None:
-        """Apply one of several writes: what it raises undoes what it did and nothing else."""
-        self._connection.execute("SAVEPOINT one")
-        try:
-            self._apply(write)
-        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-            if not self._connection.in_transaction:  # SQLite rolled the whole transaction back
-                raise
-            self._undo()
-            write.error = translated(error)
-        except Exception as error:  # noqa: BLE001  # goes to whoever asked for this write
-            self._undo()
-            write.error = error
-        else:
-            self._connection.execute("RELEASE one")
-
-    def _undo(self) -> None:
-        self._heads.clear()
-        self._connection.execute("ROLLBACK TO one")
-        self._connection.execute("RELEASE one")
 
     def _empty_wal(self) -> None:
         """Take what was written, and what was erased, out of the log of past writes too.
@@ -199,8 +223,7 @@ class SqliteWriter:
         return None if is_empty else IDLE_S
 
     def _care_for_wal(self, batch: list[_Write]) -> None:
-        if len(self._heads) > HEADS_MAX:
-            self._heads.clear()
+        self._known.bound()
         if self._checkpoints is not None:
             size_bytes = sum(len(told.frames) for write in batch for told in write.published)
             self._checkpoints.committed(self._connection, size_bytes)

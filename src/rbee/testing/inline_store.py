@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from rbee.errors import UnavailableError
 from rbee.jobs import sqlite_store
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.sqlite_store import SqliteStore
-from rbee.jobs.sqlite_writer import BATCH_MAX, SqliteWriter, Transaction, _Write
+from rbee.jobs.sqlite_writer import BATCH_MAX, Remembered, SqliteWriter, Transaction, _Write
 from rbee.jobs.store import OnCommit
 from rbee.testing.virtual_process import Process, current, replaced
 
@@ -32,7 +32,8 @@ class InlineWriter(SqliteWriter):
         if checkpoints is not None:
             checkpoints.close()
         self._checkpoints = None  # they have a thread of their own, and change nothing that can be read
-        self._heads = {}
+        self._known = Remembered()
+        self._counts = Counter()
         self._version = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
