@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from rbee.contracts.strict import decode_strict
@@ -141,13 +140,12 @@ AnyOperation = (
     Infer | ChatCompletion | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
 )
 SUBMITTABLE = (Infer, WorkerSpawn, WorkerStop, ModelDownload, ModelDelete, QueenCheck, HiveCheck)
+OPERATIONS = (*SUBMITTABLE, ChatCompletion)
 
-_stored = msgspec.json.Decoder(AnyOperation)
 
-
-def operation_name(operation: Operation) -> str:
+def operation_name(operation: Operation | type[Operation]) -> str:
     """Return the word that names this operation on the wire."""
-    return str(type(operation).__struct_config__.tag)
+    return str(operation.__struct_config__.tag)
 
 
 def parse_operation(body: bytes) -> AnyOperation:
@@ -158,9 +156,3 @@ def parse_operation(body: bytes) -> AnyOperation:
             the message names the path and, for a misspelt word, the nearest known one.
     """
     return decode_strict(body, SUBMITTABLE)  # type: ignore[return-value]  # it returns one of them
-
-
-def load_operation(stored: bytes) -> AnyOperation:
-    """Read an operation back that a registry keeps."""
-    operation: AnyOperation = _stored.decode(stored)
-    return operation

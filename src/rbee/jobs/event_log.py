@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rbee.contracts.events import events_in, frames_from
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
@@ -70,6 +71,7 @@ class LogHub:
         self._store = store
         self._readers: dict[str, _Recent] = {}
         self._recent_bytes = 0
+        self._ends: dict[str, set[asyncio.Future[bool]]] = {}
         self.is_closing = False
 
     def close(self) -> None:
@@ -79,9 +81,25 @@ class LogHub:
             for reader in recent.readers:
                 reader.wake()
 
+    @contextmanager
+    def end_of(self, log_id: str) -> Iterator[asyncio.Future[bool]]:
+        """Give a future that is done when the log ends in this process."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting = self._ends.setdefault(log_id, set())
+        waiting.add(future)
+        try:
+            yield future
+        finally:
+            waiting.discard(future)
+            if not waiting:
+                self._ends.pop(log_id, None)
+
     def publish(self, committed: list[Committed]) -> None:
         """Hand events on that are on disk."""
         for batch in committed:
+            if batch.is_end:
+                for future in self._ends.get(batch.log_id, ()):
+                    _resolve(future, True)
             if batch.is_full:
                 self.on_full(batch.log_id)
             recent = self._readers.get(batch.log_id)

@@ -51,6 +51,7 @@ def started(
     worker_id: str | None,
     phase: Phase | None,
     events: list[NewEvent],
+    lease_until: float | None = None,
 ) -> Changed:
     """Give the job to an owner: `queued` (or an earlier attempt) to `running`, attempt raised."""
     check_transition(record, JobState.RUNNING)
@@ -65,6 +66,7 @@ def started(
         hive_id=hive_id or record.hive_id,
         worker_id=worker_id or record.worker_id,
         phase=phase,
+        lease_until=lease_until,
     )
     return Changed(after, [*events, state_event(after, now)])
 
@@ -92,6 +94,7 @@ def ended(
         reason=reason,
         message=message,
         phase=None,
+        lease_until=None,
         ended_at=now,
         result=None if kept is None else encode_json(kept),
         error=error,
@@ -128,3 +131,23 @@ def taken_over(record: JobRecord, owner: str, events: list[NewEvent]) -> Changed
     if record.state is not JobState.RUNNING:
         raise ConflictError(f"The job {record.job_id} is {record.state}; it cannot be taken over.")
     return Changed(msgspec.structs.replace(record, owner=owner), events)
+
+
+def renewed(record: JobRecord, fence: Fence, until: float) -> Changed:
+    """Let an owner hold a running job for longer.
+
+    Raises:
+        ConflictError: The job has ended, or is someone else's by now.
+    """
+    check_transition(record, JobState.RUNNING, fence)
+    return Changed(msgspec.structs.replace(record, lease_until=until), [])
+
+
+def released(record: JobRecord, until: float, *, is_counted: bool, events: list[NewEvent]) -> Changed:
+    """Let go of a running job: from `until` on anybody may begin the next attempt.
+
+    Args:
+        is_counted: The attempt counts as one of those that are allowed.
+    """
+    attempts = record.attempts if is_counted else record.attempts + 1
+    return Changed(msgspec.structs.replace(record, owner=None, lease_until=until, attempts=attempts), events)

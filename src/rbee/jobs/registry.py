@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
 from rbee.contracts.events import NewEvent, encode_json
-from rbee.contracts.ids import new_id
-from rbee.contracts.operations import AnyOperation, load_operation, operation_name
+from rbee.contracts.ids import new_correlation_id, new_id
+from rbee.contracts.operations import OPERATIONS, Operation, operation_name
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
 from rbee.errors import GoneError, NotFoundError
+from rbee.jobs.claim import LEASE_S, LOOK_S, ClaimedJob, Claims, closing
+from rbee.jobs.endings import USER_STOP, stopped
 from rbee.jobs.event_log import PAGE_EVENTS, LogHub, LogReader
 from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event, taken_over
 from rbee.jobs.records import Changed, Fence, JobFilter, JobRecord, LogPage, view_of
@@ -34,18 +40,50 @@ class JobRegistry:
     """
 
     def __init__(
-        self, store: JobStore, *, queued_max: int = QUEUED_MAX, clock: Callable[[], float] = time.time
+        self,
+        store: JobStore,
+        *,
+        queued_max: int = QUEUED_MAX,
+        clock: Callable[[], float] = time.time,
+        operations: Sequence[type[Operation]] = OPERATIONS,
     ) -> None:
         self.store = store
         self.hub = LogHub(store)
         self.queued_max = queued_max
         self._clock = clock
+        self._requests = msgspec.json.Decoder(reduce(or_, operations))
+        self._claims = Claims(self)
         store.on_commit = self.hub.publish
 
     @classmethod
-    def open(cls, path: Path | None, *, queued_max: int = QUEUED_MAX) -> JobRegistry:
-        """Open the registry in a SQLite file (None: in memory). Needs a running event loop."""
-        return cls(SqliteStore(path), queued_max=queued_max)
+    def open(
+        cls,
+        path: Path | None,
+        *,
+        queued_max: int = QUEUED_MAX,
+        operations: Sequence[type[Operation]] = OPERATIONS,
+    ) -> JobRegistry:
+        """Open the registry in a SQLite file (None: in memory). Needs a running event loop.
+
+        Args:
+            path: The file; its directory must be there.
+            queued_max: How many jobs may wait.
+            operations: What its jobs may ask for.
+
+        Raises:
+            StartError: The file cannot be used.
+        """
+        return cls(SqliteStore(path), queued_max=queued_max, operations=operations)
+
+    async def __aenter__(self) -> Self:
+        """Use it in an `async with` block."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.close()
 
     def now(self) -> float:
         """Return the time by this registry's clock, in seconds since 1970."""
@@ -57,9 +95,9 @@ class JobRegistry:
 
     async def create(
         self,
-        operation: AnyOperation,
+        operation: Operation,
         *,
-        correlation_id: str,
+        correlation_id: str | None = None,
         job_id: str | None = None,
         principal: str = "local",
         model: str | None = None,
@@ -92,7 +130,7 @@ class JobRegistry:
             hive_id=hive_id,
             principal=principal,
             parent_job_id=parent_job_id,
-            correlation_id=correlation_id,
+            correlation_id=correlation_id or new_correlation_id(),
             idempotency_key=idempotency_key,
             body_hash=hashlib.sha256(body).hexdigest() if idempotency_key else None,
             created_at=now,
@@ -103,7 +141,9 @@ class JobRegistry:
             labels=operation.labels,
         )
         told = [state_event(record, now), *(events or [])]
-        return await self.store.create(record, body, told, queued_max=self.queued_max)
+        made = await self.store.create(record, body, told, queued_max=self.queued_max)
+        self._claims.queued(made.operation)
+        return made
 
     async def start(
         self,
@@ -169,6 +209,42 @@ class JobRegistry:
 
         return await self.store.change(job_id, decide)
 
+    def claim(
+        self, *kinds: type[Operation], name: str = "worker", lease_s: float = LEASE_S
+    ) -> AsyncGenerator[ClaimedJob, None]:
+        """Work on jobs: `async for job in registry.claim(Resize): async with job: …`. Waits for jobs for ever.
+
+        Loops may run beside each other, also in other processes on the same file. A job is held by a lease that is
+        renewed while its block runs; when its holder dies, the next attempt begins once the lease is over.
+
+        Args:
+            kinds: What to work on.
+            name: Who works, as the jobs' logs tell it: `worker_complete`.
+            lease_s: How long a job is held without a sign of life.
+        """
+        return self._claims.jobs(kinds, name=name, lease_s=lease_s)
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Cancel a job: a queued one ends now, one that is worked on as soon as its worker hears of it.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        now = self._clock()
+
+        def decide(record: JobRecord) -> Changed:
+            if record.state is not JobState.QUEUED:
+                return cancel_requested(record)
+            ending = stopped(USER_STOP)
+            events = closing(record, ending, "registry")
+            return ended(
+                record, ending.state, reason=ending.reason, message=ending.message, now=now, events=events
+            )
+
+        record = await self.store.change(job_id, decide)
+        self._claims.stop(job_id, USER_STOP)
+        return record
+
     async def take_over(self, job_id: str, *, owner: str, events: list[NewEvent]) -> JobRecord:
         """Give a running job of an earlier boot to this one; its attempt goes on.
 
@@ -229,7 +305,7 @@ class JobRegistry:
             raise NotFoundError(f"There is no job {job_id}.", param="job_id")
         return record
 
-    async def operation(self, job_id: str) -> AnyOperation:
+    async def operation(self, job_id: str) -> Any:
         """Return what a job asks for.
 
         Raises:
@@ -238,7 +314,11 @@ class JobRegistry:
         body = await self.store.request(job_id)
         if body is None:
             raise GoneError(f"The request of {job_id} is no longer kept.")
-        return load_operation(body)
+        return self.load(body)
+
+    def load(self, request: bytes) -> Any:
+        """Read a kept request back as the operation it is."""
+        return self._requests.decode(request)
 
     async def view(self, job_id: str) -> JobView:
         """Return a job as everybody may see it."""
@@ -266,6 +346,17 @@ class JobRegistry:
         if after + 1 < page.head.first_seq:
             raise GoneError(f"The events of {log_id} before {page.head.first_seq} are no longer kept.")
         return page
+
+    async def wait(self, job_id: str) -> JobRecord:
+        """Wait until a job has ended; returns it.
+
+        Raises:
+            NotFoundError: There is none of that id.
+        """
+        with self.hub.end_of(job_id) as end:
+            while not (record := await self.get(job_id)).is_ended:
+                await asyncio.wait({end}, timeout=LOOK_S)  # another process may end it
+        return record
 
     async def follow(self, log_id: str, after: int = 0) -> LogReader:
         """Begin to read a log as it grows; see `LogReader`."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from rbee.contracts.events import NARRATION_PREFIX, NewEvent
+from rbee.contracts.events import NewEvent
 from rbee.contracts.operations import AnyOperation
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.errors import (
@@ -23,15 +23,11 @@ from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
+from rbee.narration.emit import narration_event as narration_event
 
 END_AGAIN_S = 1.0
 
 Handler = Callable[["RunningJob"], Awaitable[dict[str, Any] | None]]
-
-
-def narration_event(line: bytes) -> NewEvent:
-    """Make a log's event of a line that `compose` made in this process."""
-    return NewEvent("narration", line[len(NARRATION_PREFIX) :])
 
 
 class RunningJob:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
@@ -148,6 +148,25 @@ class SqliteStore:
 
         return await self._writer.write(run)
 
+    async def claim(
+        self, operations: Collection[str], now: float, limit: int, decide: Decide
+    ) -> list[tuple[JobRecord, bytes]]:
+        """Apply a decider to the jobs whose turn it is."""
+        names = sorted(operations)
+
+        def run(tx: Transaction) -> list[tuple[JobRecord, bytes]]:
+            found: list[tuple[JobRecord, bytes]] = []
+            while len(found) < limit:
+                turn = _next_in_turn(tx, names, now, limit - len(found))
+                if not turn:
+                    break
+                after = [_apply(tx, before, decide(before)) for before in turn]
+                running = [record for record in after if record.state is JobState.RUNNING]
+                found += [(record, _request(tx.connection, record.job_id) or b"") for record in running]
+            return found
+
+        return await self._writer.write(run)
+
     async def get(self, job_id: str) -> JobRecord | None:
         """Return a job."""
         return await self._read(lambda connection: _get(connection, job_id))
@@ -155,11 +174,7 @@ class SqliteStore:
     async def request(self, job_id: str) -> bytes | None:
         """Return a job's request, or None when it was erased."""
 
-        def run(connection: sqlite3.Connection) -> bytes | None:
-            row = connection.execute("SELECT body FROM requests WHERE job_id = ?", (job_id,)).fetchone()
-            return row[0] if row else None
-
-        return await self._read(run)
+        return await self._read(lambda connection: _request(connection, job_id))
 
     async def find(self, query: JobFilter) -> list[JobRecord]:
         """Return jobs, newest first."""
@@ -336,6 +351,11 @@ def _get(connection: sqlite3.Connection, job_id: str) -> JobRecord | None:
     return _record(row) if row else None
 
 
+def _request(connection: sqlite3.Connection, job_id: str) -> bytes | None:
+    row = connection.execute("SELECT body FROM requests WHERE job_id = ?", (job_id,)).fetchone()
+    return row[0] if row else None
+
+
 def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
     if record.idempotency_key is None:
         return None
@@ -371,6 +391,23 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
         if not after.is_stored:
             _erase(tx, after.job_id)
     return after
+
+
+def _next_in_turn(tx: Transaction, operations: list[str], now: float, limit: int) -> list[JobRecord]:
+    marks = ", ".join("?" * len(operations))
+    rows = tx.execute(
+        f"{_SELECT} WHERE lease_until <= ? AND operation IN ({marks}) ORDER BY lease_until LIMIT ?",
+        (now, *operations, limit),
+    ).fetchall()
+    if not rows:
+        each = [
+            f"SELECT * FROM ({_SELECT} WHERE state = 'queued' AND operation = ?{at} "
+            "ORDER BY priority DESC, job_id LIMIT ?1)"
+            for at, _ in enumerate(operations, 2)
+        ]
+        order = "" if len(each) == 1 else " ORDER BY priority DESC, job_id LIMIT ?1"
+        rows = tx.execute(" UNION ALL ".join(each) + order, (limit, *operations)).fetchall()
+    return [tx.known.jobs.get(row[0]) or _record(row) for row in rows]
 
 
 def _columns_changed(before: JobRecord, after: JobRecord) -> tuple[str, ...]:

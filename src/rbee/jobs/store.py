@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from rbee.contracts.events import NewEvent
@@ -48,6 +48,24 @@ class JobStore(Protocol):
 
         Raises:
             NotFoundError: There is no such job.
+        """
+
+    async def claim(
+        self, operations: Collection[str], now: float, limit: int, decide: Decide
+    ) -> list[tuple[JobRecord, bytes]]:
+        """Apply a pure decider to the jobs whose turn it is, in one transaction.
+
+        First come running ones whose lease was over at `now`, the longest first; then queued ones by priority and
+        order of arrival. Those that the decider ends are not counted.
+
+        Args:
+            operations: Which.
+            now: The time, in seconds since 1970.
+            limit: How many at most.
+            decide: Has a job run, or ends it.
+
+        Returns:
+            Those that run by it, each with its request.
         """
 
     async def append(self, log_id: str, events: list[NewEvent]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from rbee.contracts.events import Level
+from rbee.contracts.events import NARRATION_PREFIX, Level, NewEvent
 from rbee.narration.lines import Narration, encode_narration
 from rbee.narration.quick import prepare, quick_line
 from rbee.narration.scope import Scope, current_place
@@ -99,6 +99,11 @@ def _names(speaker: _Speaker, scope: Scope) -> dict[str, str | None]:
         "worker_id": scope.worker_id or speaker.names.worker_id,
         "model": scope.model,
     }
+
+
+def narration_event(line: bytes) -> NewEvent:
+    """Make a log's event of a line that `compose` made in this process."""
+    return NewEvent("narration", line[len(NARRATION_PREFIX) :])
 
 
 def emit(line: bytes) -> bool:
