@@ -10,11 +10,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rbee.contracts.events import events_in, frames_from
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
-from rbee.jobs.records import Committed, LogPage
+from rbee.jobs.records import Committed, JobRecord, LogPage
 from rbee.jobs.store import JobStore
+
+T = TypeVar("T")
 
 PAGE_EVENTS = 65_536  # more than the bytes of a page hold
 RECENT_BYTES_MAX = 2 * 1024 * 1024
@@ -71,7 +74,7 @@ class LogHub:
         self._store = store
         self._readers: dict[str, _Recent] = {}
         self._recent_bytes = 0
-        self._ends: dict[str, set[asyncio.Future[bool]]] = {}
+        self._ends: dict[str, set[asyncio.Future[JobRecord]]] = {}
         self.is_closing = False
 
     def close(self) -> None:
@@ -82,24 +85,24 @@ class LogHub:
                 reader.wake()
 
     @contextmanager
-    def end_of(self, log_id: str) -> Iterator[asyncio.Future[bool]]:
-        """Give a future that is done when the log ends in this process."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        waiting = self._ends.setdefault(log_id, set())
+    def end_of(self, job_id: str) -> Iterator[asyncio.Future[JobRecord]]:
+        """Give a future of the job as it has ended, if this process ends it."""
+        future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
+        waiting = self._ends.setdefault(job_id, set())
         waiting.add(future)
         try:
             yield future
         finally:
             waiting.discard(future)
             if not waiting:
-                self._ends.pop(log_id, None)
+                self._ends.pop(job_id, None)
 
     def publish(self, committed: list[Committed]) -> None:
         """Hand events on that are on disk."""
         for batch in committed:
-            if batch.is_end:
+            if batch.ended is not None:
                 for future in self._ends.get(batch.log_id, ()):
-                    _resolve(future, True)
+                    _resolve(future, batch.ended)
             if batch.is_full:
                 self.on_full(batch.log_id)
             recent = self._readers.get(batch.log_id)
@@ -240,6 +243,6 @@ class LogReader:
         self._hub.forget(self)
 
 
-def _resolve(waiter: asyncio.Future[bool], is_woken: bool) -> None:
+def _resolve(waiter: asyncio.Future[T], result: T) -> None:
     if not waiter.done():
-        waiter.set_result(is_woken)
+        waiter.set_result(result)

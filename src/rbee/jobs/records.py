@@ -111,6 +111,7 @@ class Committed(Struct, gc=False):
         last_seq: The number of the last.
         frames: They, as frames of a stream.
         is_full: The log took nothing more of what was captured; they tell how much was lost.
+        ended: The job that ended with them.
     """
 
     log_id: str
@@ -119,6 +120,7 @@ class Committed(Struct, gc=False):
     frames: bytes
     is_end: bool
     is_full: bool = False
+    ended: JobRecord | None = None
 
 
 class LogPage(Struct, frozen=True):

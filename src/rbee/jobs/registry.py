@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -353,10 +354,14 @@ class JobRegistry:
         Raises:
             NotFoundError: There is none of that id.
         """
-        with self.hub.end_of(job_id) as end:
-            while not (record := await self.get(job_id)).is_ended:
-                await asyncio.wait({end}, timeout=LOOK_S)  # another process may end it
-        return record
+        while True:
+            with self.hub.end_of(job_id) as end:
+                record = await self.get(job_id)
+                if record.is_ended:
+                    return record
+                with contextlib.suppress(TimeoutError):  # another process may end it: then it is in the file
+                    async with asyncio.timeout(LOOK_S):
+                        return await end
 
     async def follow(self, log_id: str, after: int = 0) -> LogReader:
         """Begin to read a log as it grows; see `LogReader`."""

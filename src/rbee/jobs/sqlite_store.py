@@ -387,6 +387,7 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
     if changed.events:
         _append(tx, after.job_id, changed.events, is_end=is_end)
     if is_end:
+        tx.committed[-1].ended = after
         tx.known.jobs.pop(after.job_id)  # nobody changes it any more
         if not after.is_stored:
             _erase(tx, after.job_id)
@@ -396,12 +397,13 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
 def _next_in_turn(tx: Transaction, operations: list[str], now: float, limit: int) -> list[JobRecord]:
     marks = ", ".join("?" * len(operations))
     rows = tx.execute(
-        f"{_SELECT} WHERE lease_until <= ? AND operation IN ({marks}) ORDER BY lease_until LIMIT ?",
+        f"{_SELECT} INDEXED BY jobs_leased WHERE lease_until <= ? AND operation IN ({marks}) "
+        "ORDER BY lease_until LIMIT ?",
         (now, *operations, limit),
     ).fetchall()
     if not rows:
         each = [
-            f"SELECT * FROM ({_SELECT} WHERE state = 'queued' AND operation = ?{at} "
+            f"SELECT * FROM ({_SELECT} INDEXED BY jobs_waiting WHERE state = 'queued' AND operation = ?{at} "
             "ORDER BY priority DESC, job_id LIMIT ?1)"
             for at, _ in enumerate(operations, 2)
         ]

@@ -69,14 +69,14 @@ async def test_correlation_id_that_is_missing_or_bad_is_replaced(stage: Stage) -
         async with stage.get("/v1/nothing", headers=headers) as response:
             error = await told(response, 404, "not_found")
             assert "/v1/nothing" in error["message"]
-            assert uuid.UUID(response.headers["x-correlation-id"]).version == 4
+            assert uuid.UUID(response.headers["x-correlation-id"]).version == 7
 
 
 async def test_correlation_id_given_twice_is_replaced(stage: Stage) -> None:
     headers = [("x-correlation-id", "a"), ("x-correlation-id", "b")]
     async with stage.get("/v1/me", headers=headers) as response:
         (echoed,) = response.headers.getall("x-correlation-id")
-        assert uuid.UUID(echoed).version == 4
+        assert uuid.UUID(echoed).version == 7
 
 
 async def test_correlation_ids_of_concurrent_requests_never_mix(stage: Stage) -> None:
