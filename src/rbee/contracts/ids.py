@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from typing import Literal
+from uuid import UUID
 
 Kind = Literal["job", "hive", "worker"]
 
@@ -49,7 +50,7 @@ def new_correlation_id() -> str:
     number = (
         (time.time_ns() // 1_000_000) << 80 | 7 << 76 | (chance >> 66) << 64 | 2 << 62 | chance & (1 << 62) - 1
     )
-    return str(uuid.UUID(int=number))
+    return str(UUID(int=number))
 
 
 def is_correlation_id(text: str) -> bool:

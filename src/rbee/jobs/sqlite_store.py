@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,7 +18,7 @@ import msgspec
 from rbee.contracts.events import CapturedRun, NewEvent, encode_json, frames_from, frames_of, new_event
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
-from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError, UnavailableError
+from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
     Changed,
@@ -34,7 +32,8 @@ from rbee.jobs.records import (
     SourceBatch,
     WorkerRecord,
 )
-from rbee.jobs.sqlite_writer import SqliteWriter, Transaction, translated
+from rbee.jobs.sqlite_reader import SqliteReader
+from rbee.jobs.sqlite_writer import SqliteWriter, Transaction
 from rbee.jobs.store import Decide, OnCommit
 
 T = TypeVar("T")
@@ -63,23 +62,21 @@ class SqliteStore:
         """
         self._target = str(path) if path else ":memory:"
         self._is_memory = path is None
-        self._is_closed = False
         self.on_commit: OnCommit = lambda committed: None
         try:
             if path is not None:
                 _make_private(path)
-            self._reader = self._connect()
-            _migrate(self._reader)
-            self.store_id = _store_id(self._reader)
+            connection = self._connect()
+            _migrate(connection)
+            self.store_id = _store_id(connection)
             # A database in memory belongs to one connection, so there the writer's thread reads as well.
-            connection = self._reader if self._is_memory else self._connect()
+            self._reader = None if self._is_memory else SqliteReader(self._connect())
             checkpoints = None if self._is_memory else Checkpoints(self._connect)
         except (OSError, sqlite3.Error) as error:
             raise StartError(
                 f"The registry {self._target} cannot be opened: {error}{_disk(path)}.",
                 remedy="See that the file can be written to and is whole, or move it away to start a new one.",
             ) from error
-        self._reads = ThreadPoolExecutor(1, thread_name_prefix="rbee-reader")
         self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed), checkpoints)
 
     def _connect(self) -> sqlite3.Connection:
@@ -92,21 +89,14 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Commit what was asked for, then close."""
-        self._is_closed = True
         await self._writer.close()
-        self._reads.shutdown(wait=True)
-        if not self._is_memory:
-            self._reader.close()
+        if self._reader is not None:
+            await self._reader.close()
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        if self._is_memory:
+        if self._reader is None:
             return await self._writer.write(lambda tx: function(tx.connection))
-        if self._is_closed:
-            raise UnavailableError("The registry is closed.")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reads, function, self._reader)
-        except sqlite3.Error as error:
-            raise translated(error) from error
+        return await self._reader.read(function)
 
     # Jobs
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from rbee.errors import UnavailableError
 from rbee.jobs import sqlite_store
 from rbee.jobs.checkpoints import Checkpoints
+from rbee.jobs.sqlite_reader import SqliteReader, _Question
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.sqlite_writer import BATCH_MAX, Remembered, SqliteWriter, Transaction, _Write
 from rbee.jobs.store import OnCommit
@@ -74,10 +75,41 @@ class InlineWriter(SqliteWriter):
             self._connection.close()
 
 
+class InlineReader(SqliteReader):
+    """Stands in for the reader's thread: answers a step later."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._is_closed = False
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """See `SqliteReader.read`."""
+        if self._is_closed:
+            raise UnavailableError("The registry is closed.")
+        future: asyncio.Future[T] = self._loop.create_future()
+        question = _Question(function, future)
+
+        def answer() -> None:
+            question.run(self._connection)
+            question.settle()
+
+        self._loop.call_soon(answer)
+        return await future
+
+    async def close(self) -> None:
+        """See `SqliteReader.close`."""
+        self._is_closed = True
+        self._connection.close()
+
+
 @contextlib.contextmanager
 def inline_stores() -> Iterator[None]:
     """Let stores that are opened in the `with` block have no threads."""
-    with replaced(sqlite_store, "SqliteWriter", InlineWriter):
+    with (
+        replaced(sqlite_store, "SqliteWriter", InlineWriter),
+        replaced(sqlite_store, "SqliteReader", InlineReader),
+    ):
         yield
 
 
@@ -86,7 +118,8 @@ def open_store(process: Process, path: Path, kind: type[SqliteStore] = SqliteSto
     store = kind(path)
 
     def die() -> None:
-        for connection in (_connection_of(store), store._reader):
+        assert store._reader is not None
+        for connection in (_connection_of(store), store._reader._connection):
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
