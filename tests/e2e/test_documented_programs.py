@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,19 +14,25 @@ import pytest
 
 from rbee.testing import LocalStack
 
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "follow-jobs-from-python.md"
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 LINES_MAX = 30
 
 
-async def run(stack: LocalStack, program: str) -> tuple[str, list[str]]:
-    """Run a program against a stack; returns its answer and the lines of its story."""
+def programs(guide: str) -> list[str]:
+    """Return the programs that stand in a guide."""
+    return re.findall(r"^```python\n(.*?)^```$", (GUIDES / guide).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+PROGRAMS = [*programs("follow-jobs-from-python.md"), *programs("keep-jobs-in-a-file.md")]
+
+
+async def run(program: str, *arguments: str, env: dict[str, str]) -> tuple[str, list[str]]:
+    """Run a program; returns its answer and the lines of its story."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-X", "dev", "-W", "error", "-c", program),
+        *(sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**stack.env, "RBEE_QUEEN_URL": stack.url},
+        env=env,
     )
     try:
         async with asyncio.timeout(90):
@@ -37,7 +45,7 @@ async def run(stack: LocalStack, program: str) -> tuple[str, list[str]]:
     return out.decode(), err.decode().splitlines()
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["sync", "async"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=["sync", "async", "own"])
 def test_documented_program_is_short(program: str) -> None:
     """Somebody reads it from top to bottom."""
     assert len(program.splitlines()) <= LINES_MAX
@@ -45,7 +53,7 @@ def test_documented_program_is_short(program: str) -> None:
 
 async def test_program_without_an_event_loop_prints_answer_and_story(rbee_stack: LocalStack) -> None:
     """The answer is the job's, the story ends with its end."""
-    out, told = await run(rbee_stack, PROGRAMS[0])
+    out, told = await run(PROGRAMS[0], env={**rbee_stack.env, "RBEE_QUEEN_URL": rbee_stack.url})
     async with rbee_stack.client() as client:
         (job,) = (await client.jobs(operation="infer")).data
         assert job.result is not None
@@ -56,7 +64,7 @@ async def test_program_without_an_event_loop_prints_answer_and_story(rbee_stack:
 
 async def test_program_with_an_event_loop_prints_both_answers(rbee_stack: LocalStack) -> None:
     """Each once, and nothing else."""
-    out, told = await run(rbee_stack, PROGRAMS[1])
+    out, told = await run(PROGRAMS[1], env={**rbee_stack.env, "RBEE_QUEEN_URL": rbee_stack.url})
     async with rbee_stack.client() as client:
         jobs = (await client.jobs(operation="infer")).data
         results = [job.result["text"] for job in jobs if job.result is not None]
@@ -64,3 +72,16 @@ async def test_program_with_an_event_loop_prints_both_answers(rbee_stack: LocalS
     assert all(f"{text}\n" in out for text in results)
     assert len(out) == sum(len(text) + 1 for text in results)
     assert told == []
+
+
+async def test_program_with_jobs_of_its_own_tells_their_story(tmp_path: Path) -> None:
+    """The second run finds the file of the first."""
+    for _ in range(2):
+        out, told = await run(PROGRAMS[2], str(tmp_path / "jobs.db"), env=dict(os.environ))
+        result, *lines = out.splitlines()
+        assert (result, told) == ('{"bytes":1000}', [])
+        events = [json.loads(line) for line in lines]
+        assert [event.get("action") or event["kind"] for event in events] == [
+            *("state", "state", "resizer_begin", "resizer_complete", "end")
+        ]
+        assert [event["seq"] for event in events] == [1, 2, 3, 4, 5]
