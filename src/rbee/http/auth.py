@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -14,6 +15,7 @@ LOCAL_PRINCIPAL = "local"
 KEY_PRINCIPAL = "key"
 
 
+@lru_cache(32)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address never leaves this machine."""
     if host.lower() == "localhost":
@@ -94,6 +96,7 @@ class Door(Struct, frozen=True, kw_only=True):
         return KEY_PRINCIPAL
 
 
+@lru_cache(32)
 def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

@@ -135,15 +135,15 @@ class LogHub:
         reader = LogReader(self, log_id, after, recent)
         recent.readers.add(reader)
         try:
-            head = await self._store.head(log_id)
-            if head is None:
-                raise NotFoundError(f"There is no log of {log_id}.")
+            page = await self.page(log_id, after)
+            head = page.head
             if after > head.last_seq and not head.is_ended:
                 raise InvalidRequestError(f"The log of {log_id} ends at {head.last_seq}; {after} is past it.")
             if after + 1 < head.first_seq:
                 raise GoneError(f"The events of {log_id} before {head.first_seq} are no longer kept.")
             recent.last_seq = max(recent.last_seq, head.last_seq)
             reader.is_ended = head.is_ended and after >= head.last_seq
+            reader.first = page
         except BaseException:
             reader.close()
             raise
@@ -167,12 +167,19 @@ class LogHub:
 
 
 class LogReader:
-    """One reader of one log: its place in what is kept in memory, or in the store when it fell behind."""
+    """One reader of one log: its place in what is kept in memory, or in the store when it fell behind.
+
+    Attributes:
+        position: The number of the last event that was handed out.
+        is_ended: All was handed out, and nothing more will come.
+        first: The page that was read when the reading began, until it is handed out.
+    """
 
     def __init__(self, hub: LogHub, log_id: str, after: int, recent: _Recent) -> None:
         self.log_id = log_id
         self.position = after
         self.is_ended = False
+        self.first: LogPage | None = None
         self._hub = hub
         self._recent = recent
         self._waiter: asyncio.Future[bool] | None = None
@@ -195,6 +202,7 @@ class LogReader:
         """Wait for the next events as `next` does; returns them as frames of a stream."""
         while not (self.is_ended or self.is_closing):
             if frames := self._take_recent():
+                self.first = None
                 return frames
             if self.position < self._recent.last_seq:
                 if frames := await self._take_stored():
@@ -229,7 +237,9 @@ class LogReader:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     async def _take_stored(self) -> bytes:
-        page = await self._hub.page(self.log_id, self.position)
+        page, self.first = self.first, None
+        if page is None or not page.frames:
+            page = await self._hub.page(self.log_id, self.position)
         if self.position + 1 < page.head.first_seq and not self._recent.behind(self.position):
             raise GoneError(f"The events of {self.log_id} before {page.head.first_seq} are no longer kept.")
         if not page.frames or self.position + 1 < page.head.first_seq:

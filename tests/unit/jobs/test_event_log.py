@@ -94,7 +94,6 @@ async def test_reader_whose_queue_overflows_while_it_reads_the_store_does_not_fa
 async def test_overflow_between_the_last_page_and_going_live_is_noticed(registry: JobRegistry) -> None:
     registry.hub.recent_bytes_max = MIB
     record = await running_job(registry)
-    reader = await registry.follow(record.job_id, 1)
     page = registry.hub.page
     events = [event.numbered(3 + index) for index, event in enumerate([told("x" * 600_000)] * 2)]
 
@@ -105,6 +104,7 @@ async def test_overflow_between_the_last_page_and_going_live_is_noticed(registry
         return found
 
     registry.hub.page = page_overtaken  # type: ignore[method-assign, assignment]
+    reader = await registry.follow(record.job_id, 1)
     assert kinds(await reader.next(SECONDS)) == ["running"]
     assert await reader.next(SECONDS) == events
     reader.close()
@@ -177,6 +177,7 @@ async def test_live_reader_of_a_job_that_is_not_stored_still_gets_its_end(regist
 
 
 async def test_reader_that_lags_behind_an_erasure_is_told_that_it_is_gone(registry: JobRegistry) -> None:
+    registry.hub.recent_bytes_max = MIB
     record = await running_job(registry, store=False)
     await registry.append(record.job_id, [told("x" * 600_000)] * 3)
     reader = await registry.follow(record.job_id)
