@@ -94,7 +94,7 @@ class LogResponse(Response):
         until = loop.time() + self._age_s
         patience = _Patience(self._send_timeout_s)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        body = b"retry: %d\n\n" % (RETRY_MS + random.randrange(RETRY_MS))
+        body = b"retry: %d\n\n%b" % (RETRY_MS + random.randrange(RETRY_MS), self._reader.at_hand())
         try:
             while body:
                 patience.begin()

@@ -201,15 +201,19 @@ class LogReader:
     async def next_frames(self, timeout_s: float) -> bytes:
         """Wait for the next events as `next` does; returns them as frames of a stream."""
         while not (self.is_ended or self.is_closing):
-            if frames := self._take_recent():
-                self.first = None
+            if frames := self.at_hand():
                 return frames
             if self.position < self._recent.last_seq:
-                if frames := await self._take_stored():
+                if frames := self._take_page(await self._hub.page(self.log_id, self.position)):
                     return frames
             elif not await self._woken(timeout_s):
                 break
         return b""
+
+    def at_hand(self) -> bytes:
+        """Return the next frames that need not be waited for; nothing when there are none."""
+        page, self.first = self.first, None
+        return self._take_recent() or (self._take_page(page) if page is not None and page.frames else b"")
 
     async def _woken(self, timeout_s: float) -> bool:
         """Wait to be woken; false when nobody did in time."""
@@ -236,10 +240,7 @@ class LogReader:
                 break
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    async def _take_stored(self) -> bytes:
-        page, self.first = self.first, None
-        if page is None or not page.frames:
-            page = await self._hub.page(self.log_id, self.position)
+    def _take_page(self, page: LogPage) -> bytes:
         if self.position + 1 < page.head.first_seq and not self._recent.behind(self.position):
             raise GoneError(f"The events of {self.log_id} before {page.head.first_seq} are no longer kept.")
         if not page.frames or self.position + 1 < page.head.first_seq:
