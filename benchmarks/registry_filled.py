@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -73,6 +74,8 @@ async def fill(path: Path, jobs: int) -> Filled:
         connection.execute("COMMIT")
     connection.execute(_COUNTS)
     connection.close()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # or the first commits that are measured wait for it
     return filled
 
 
