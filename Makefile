@@ -4,7 +4,7 @@ PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one sentence.
 export PYTHON PROMPT
 
-.PHONY: setup setup-dev infer up down test check chaos bench clean
+.PHONY: setup setup-dev infer up down test check chaos bench bench-peers clean
 
 setup:
 	@scripts/setup
@@ -32,6 +32,9 @@ chaos: setup-dev
 
 bench: setup-dev
 	@scripts/bench
+
+bench-peers: setup-dev
+	@scripts/bench narrate jobs_peers
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
