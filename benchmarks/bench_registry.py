@@ -31,6 +31,7 @@ PAGE_CALLS = 20
 WAITING_JOBS = 500
 APPEND_EACH_S = 0.005
 PAUSE_MS = 50.0
+QUIET_S = 2.0
 PAGES_BESIDE = 10
 PAGE_JOBS_MAX = 500
 LOG_ID = "hive-of-the-bench"
@@ -152,7 +153,19 @@ async def _timed(call: Callable[[], Awaitable[T]]) -> tuple[float, T]:
 
 
 async def _pause_row(name: str, registry: JobRegistry, work: Coroutine[None, None, object]) -> Row:
-    """Append a line every few milliseconds while something else is done, and say what that writer saw of it."""
+    """Say what a writer saw while something else was done, and while nothing was."""
+    quiet_ms = await _appends_ms(registry, asyncio.sleep(QUIET_S))
+    beside_ms = await _appends_ms(registry, work)
+    return Row(
+        f"an append beside {name}, p50 / longest",
+        _middle_and_longest(beside_ms),
+        f"beside nothing: {_middle_and_longest(quiet_ms)}",
+        wanted=f"none over {PAUSE_MS:.0f} ms",
+    )
+
+
+async def _appends_ms(registry: JobRegistry, work: Coroutine[None, None, object]) -> list[float]:
+    """Append a line every few milliseconds until `work` is done; returns the milliseconds of each append."""
     beside = asyncio.create_task(work)
     taken_ms = []
     while not beside.done():
@@ -162,11 +175,11 @@ async def _pause_row(name: str, registry: JobRegistry, work: Coroutine[None, Non
         taken_ms.append(took_s * 1e3)
         await asyncio.sleep(max(0.0, APPEND_EACH_S - took_s))
     await beside
-    return Row(
-        f"an append beside {name}, p50 / longest",
-        f"{median(taken_ms):.2f} / {max(taken_ms):.2f} ms",
-        wanted=f"none over {PAUSE_MS:.0f} ms",
-    )
+    return taken_ms
+
+
+def _middle_and_longest(taken_ms: Sequence[float]) -> str:
+    return f"{median(taken_ms):.2f} / {max(taken_ms):.2f} ms"
 
 
 async def _read_pages(registry: JobRegistry) -> None:
