@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from benchmarks.report import median, percentile
+from benchmarks.report import median
 from benchmarks.services import postgres, program, redis
 
 PATIENCE_S = 180.0
@@ -35,11 +35,6 @@ class Measured(Struct, frozen=True):
     def alone_p50_ms(self) -> float:
         """The median of a job alone."""
         return median(self.alone_ms)
-
-    @property
-    def alone_p99_ms(self) -> float:
-        """What one job in a hundred takes longer than."""
-        return percentile(self.alone_ms, 99)
 
 
 class Peer(Struct, frozen=True):
