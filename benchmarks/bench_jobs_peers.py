@@ -1,9 +1,9 @@
 """A no-op job from submit to finished, beside peers that run jobs; every side in turn.
 
-A peer's job is finished when its body has run and written one byte into a pipe, ours when its end is on disk. Peers
-get their jobs in one burst, from another process than their worker's. Workers run as they do by default, only that
-Huey looks for jobs each 10 ms, RQ has two workers and Procrastinate ten jobs at a time. Ours has 64 jobs in flight;
-as a library it lives in one process, where whoever creates a job runs it too.
+A peer's job is finished when its body has run and written one byte into a pipe, ours when its end is on disk.
+Peers get their jobs in one burst, from another process than their worker's. Workers run as they do by default,
+only that Huey looks for jobs each 10 ms, RQ has two workers and Procrastinate ten jobs at a time. Ours has 64
+jobs in flight; as a library it lives in one process, where whoever creates a job runs it too.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PATIENCE_S = 180.0
 WARM = 20
 SMALL_SHARE = 20
 ALONE = 100
-SMALL_ALONE = 10
+SMALL_ALONE = 5
 
 _HERE = Path(__file__).parent / "peers"
 
@@ -116,7 +116,7 @@ def measure_peer(peer: Peer, python: Path, is_small: bool) -> Measured:
         if peer.prepare:
             subprocess.run(_command(python, peer.prepare), check=True, env=env, cwd=_HERE, capture_output=True)
         worker = _command(python, peer.worker)
-        with program(worker, env=env, cwd=_HERE):
+        with program(worker, env=env, cwd=_HERE, grace_s=0):  # nothing of its storage is needed any more
             counts = [str(number) for number in (WARM, burst, alone)]
             driver = [str(python), "jobs_driver.py", peer.module, *counts]
             ended = subprocess.run(

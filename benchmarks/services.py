@@ -33,8 +33,13 @@ def program(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     user: str | None = None,
+    grace_s: float = STOP_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program beside the block, with all it starts; what it says is shown only when the block fails."""
+    """Run a program beside the block, with all it starts; what it says is shown only when the block fails.
+
+    Args:
+        grace_s: How long it may take to end by itself until it is killed.
+    """
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, stdout=said, stderr=said, env=env, cwd=cwd, user=user, start_new_session=True
@@ -46,14 +51,14 @@ def program(
             error.add_note(f"{command[0]} said:\n{said.read().decode('utf-8', 'replace')}")
             raise
         finally:
-            _stop(process)
+            _stop(process, grace_s)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """End a program and its group."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_S)
+        process.wait(grace_s)
     with contextlib.suppress(ProcessLookupError):  # nobody of the group is left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
