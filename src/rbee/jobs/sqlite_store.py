@@ -95,7 +95,7 @@ class SqliteStore:
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         if self._reader is None:
-            return await self._writer.write(lambda tx: function(tx.connection))
+            return await self._writer.write(lambda tx: function(tx.settled()))
         return await self._reader.read(function)
 
     # Jobs
@@ -109,19 +109,19 @@ class SqliteStore:
             existing = _by_key(tx, record)
             if existing is not None:
                 return existing
-            queued = tx.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()[0]
-            queued += tx.counts[JobState.QUEUED]
+            queued = tx.connection.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()[0]
+            queued += tx.pending.counts[JobState.QUEUED]
             if queued >= queued_max:
                 raise OverloadedError(
                     f"{queued} jobs are waiting already, as many as may ({queued_max}).", retry_after_s=5
                 )
             try:
-                tx.execute(_INSERT, _row(record))
+                tx.connection.execute(_INSERT, _row(record))
             except sqlite3.IntegrityError as error:
                 raise ConflictError(f"There is a job {record.job_id} already.") from error
             tx.known.jobs[record.job_id] = record
-            tx.counts[record.state] += 1
-            tx.execute("INSERT INTO requests VALUES (?, ?)", (record.job_id, request))
+            tx.pending.counts[record.state] += 1
+            tx.pending.requests.append((record.job_id, request))
             _append(tx, record.job_id, events, is_end=False)
             return record
 
@@ -131,7 +131,7 @@ class SqliteStore:
         """Apply a pure decider to a job under its lock."""
 
         def run(tx: Transaction) -> JobRecord:
-            before = tx.known.jobs.get(job_id) or _get(tx.connection, job_id)
+            before = tx.known.jobs.get(job_id) or _get(tx.settled(), job_id)
             if before is None:
                 raise NotFoundError(f"There is no job {job_id}.")
             return _apply(tx, before, decide(before))
@@ -152,7 +152,7 @@ class SqliteStore:
                     break
                 after = [_apply(tx, before, decide(before)) for before in turn]
                 running = [record for record in after if record.state is JobState.RUNNING]
-                found += [(record, _request(tx.connection, record.job_id) or b"") for record in running]
+                found += [(record, _request(tx.settled(), record.job_id) or b"") for record in running]
             return found
 
         return await self._writer.write(run)
@@ -349,7 +349,7 @@ def _request(connection: sqlite3.Connection, job_id: str) -> bytes | None:
 def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
     if record.idempotency_key is None:
         return None
-    row = tx.execute(
+    row = tx.connection.execute(
         f"{_SELECT} WHERE principal = ? AND idempotency_key = ?", (record.principal, record.idempotency_key)
     ).fetchone()
     if row is None:
@@ -368,11 +368,11 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
     names = _columns_changed(before, after)
     if names:
         values = [_stored(name, getattr(after, name)) for name in names]
-        tx.execute(_update(names), (*values, after.job_id))
+        tx.pending.update(tx.connection, _update(names), (*values, after.job_id), after.job_id)
     tx.known.jobs[after.job_id] = after
     if after.state is not before.state:
-        tx.counts[before.state] -= 1
-        tx.counts[after.state] += 1
+        tx.pending.counts[before.state] -= 1
+        tx.pending.counts[after.state] += 1
     is_end = after.is_ended and not before.is_ended
     if changed.events:
         _append(tx, after.job_id, changed.events, is_end=is_end)
@@ -428,7 +428,7 @@ def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:
 
 
 def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
-    """Return a head as this transaction sees it, from memory where it was used lately."""
+    """Return a head as this transaction sees it, from memory where it was used lately, as all that waits was."""
     head = tx.known.heads.get(log_id) or _head(tx.connection, log_id)
     if head is not None:
         tx.known.heads[log_id] = head
@@ -445,14 +445,11 @@ def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: boo
         frames += event.frames(head.last_seq + 1 + len(frames))
     last_seq = head.last_seq + len(frames)
     body = b"".join(frames)
-    tx.execute("INSERT INTO log_rows VALUES (?, ?, ?)", (log_id, last_seq, body))
     first_seq, size = head.first_seq, head.size_bytes + len(body)
     if size > SYSTEM_LOG_BYTES_MAX and not log_id.startswith("job-"):
         first_seq, size = _forget_oldest(tx, log_id, first_seq, size)
-    tx.execute(
-        "INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", (log_id, first_seq, last_seq, size, is_end)
-    )
     tx.known.heads[log_id] = LogHead(first_seq, last_seq, size, is_end)
+    tx.pending.append(log_id, body, tx.known.heads[log_id])
     tx.committed.append(Committed(log_id, head.last_seq + 1, last_seq, body, is_end))
     return True
 
@@ -462,7 +459,7 @@ def _forget_oldest(tx: Transaction, log_id: str, first_seq: int, size: int) -> t
     rows = tx.execute(
         "SELECT last_seq, length(body) FROM log_rows WHERE log_id = ? ORDER BY last_seq", (log_id,)
     ).fetchall()
-    for last_seq, length in rows[:-1]:
+    for last_seq, length in rows:
         if size <= SYSTEM_LOG_BYTES_MAX * 3 // 4:
             break
         size, first_seq = size - length, last_seq + 1
@@ -503,7 +500,7 @@ def _ingest(tx: Transaction, batches: list[SourceBatch]) -> dict[str, int]:
     for batch in batches:
         cursor = cursors.get(batch.source)
         if cursor is None:
-            row = tx.execute("SELECT cursor FROM cursors WHERE source = ?", (batch.source,)).fetchone()
+            row = tx.connection.execute("SELECT cursor FROM cursors WHERE source = ?", (batch.source,)).fetchone()
             cursor = cursors[batch.source] = row[0] if row is not None else batch.cursor
         if cursor != batch.cursor:
             continue
@@ -512,7 +509,7 @@ def _ingest(tx: Transaction, batches: list[SourceBatch]) -> dict[str, int]:
             _sort_in(tx, entry, by_log)
         for worker in batch.ended_workers:
             _put_worker(tx, worker)
-        tx.execute(
+        tx.connection.execute(
             "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (batch.source, batch.next_cursor, batch.next_part)
         )
     for log_id, parts in by_log.items():

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from rbee.errors import RbeeError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
 from rbee.jobs.records import Committed, JobRecord, LogHead
@@ -41,27 +43,88 @@ class Remembered:
                 known.clear()
 
 
+class Pending:
+    """Rows that are written at the end of a transaction, each kind at once: every statement by itself costs two
+    changes of threads.
+
+    Attributes:
+        rows: New rows of logs.
+        heads: Where logs end now.
+        requests: New requests.
+        counts: By how much the number of jobs in each state changes.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int, bytes]] = []
+        self.heads: dict[str, LogHead] = {}
+        self.requests: list[tuple[str, bytes]] = []
+        self.counts: Counter[str] = Counter()
+        self._updates: dict[str, list[tuple[Any, ...]]] = {}
+        self._updated: set[str] = set()
+        self.changes = 0
+
+    def update(self, connection: sqlite3.Connection, sql: str, values: tuple[Any, ...], job_id: str) -> None:
+        """Change a job; its earlier changes are written first."""
+        self.changes += 1
+        if job_id in self._updated:
+            self.write(connection)
+        self._updated.add(job_id)
+        self._updates.setdefault(sql, []).append(values)
+
+    def append(self, log_id: str, body: bytes, head: LogHead) -> None:
+        """Add a row to a log."""
+        self.changes += 1
+        self.rows.append((log_id, head.last_seq, body))
+        self.heads[log_id] = head
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write what waits."""
+        for sql, values in self._updates.items():
+            connection.executemany(sql, values)
+        if self.requests:
+            connection.executemany("INSERT INTO requests VALUES (?, ?)", self.requests)
+        if self.rows:
+            connection.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", self.rows)
+        if self.heads:
+            heads = [(log_id, *msgspec.structs.astuple(head)) for log_id, head in self.heads.items()]
+            connection.executemany("INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", heads)
+        if self.counts:
+            counts = [(change, state) for state, change in self.counts.items() if change]
+            connection.executemany("UPDATE counts SET jobs = jobs + ? WHERE state = ?", counts)
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        for waiting in (self.rows, self.heads, self.requests, self.counts, self._updates, self._updated):
+            waiting.clear()
+
+
 class Transaction:
     """The open transaction, as a write sees it.
 
     Attributes:
-        connection: The file.
+        connection: The file, without what waits for the commit.
         committed: What is to be published on commit.
         has_erased: Something was deleted that nobody may find in the file afterwards.
         known: Jobs, and where logs end, as this transaction sees them.
-        counts: By how much the number of jobs in each state changes.
+        pending: What is written at the end of the transaction, with what other writes put there.
     """
 
-    def __init__(self, connection: sqlite3.Connection, known: Remembered, counts: Counter[str]) -> None:
+    def __init__(self, connection: sqlite3.Connection, known: Remembered, pending: Pending) -> None:
         self.connection = connection
         self.known = known
-        self.counts = counts
+        self.pending = pending
         self.committed: list[Committed] = []
         self.has_erased = False
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        """Run one statement."""
-        return self.connection.execute(sql, values)
+        """Run one statement, behind all that waits."""
+        return self.settled().execute(sql, values)
+
+    def settled(self) -> sqlite3.Connection:
+        """Return the file with all that waited."""
+        self.pending.write(self.connection)
+        return self.connection
 
 
 class _Write:
@@ -93,7 +156,7 @@ class SqliteWriter:
         self._connection = connection
         self._checkpoints = checkpoints
         self._known = Remembered()
-        self._counts: Counter[str] = Counter()
+        self._pending = Pending()
         self._version: int | None = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
@@ -174,25 +237,23 @@ class SqliteWriter:
         self._look_for_strangers()
         for write in batch:
             write.error = None
-            before = connection.total_changes
+            before = connection.total_changes, self._pending.changes
             try:
                 self._apply(write)
             except sqlite3.Error:
                 raise
             except Exception as error:  # goes to whoever asked for this write
-                if connection.total_changes != before:
+                if (connection.total_changes, self._pending.changes) != before:
                     raise  # it has to be undone
                 write.error = error
             if not connection.in_transaction:
                 raise sqlite3.OperationalError("the transaction was rolled back")
-        for state, change in self._counts.items():
-            connection.execute("UPDATE counts SET jobs = jobs + ? WHERE state = ?", (change, state))
+        self._pending.write(connection)
         connection.execute("COMMIT")
-        self._counts.clear()
 
     def _roll_back(self) -> None:
         self._known.clear()
-        self._counts.clear()
+        self._pending.clear()
         with contextlib.suppress(sqlite3.Error):  # there may be nothing left to roll back
             self._connection.execute("ROLLBACK")
 
@@ -204,7 +265,7 @@ class SqliteWriter:
             self._known.clear()
 
     def _apply(self, write: _Write) -> None:
-        transaction = Transaction(self._connection, self._known, self._counts)
+        transaction = Transaction(self._connection, self._known, self._pending)
         write.result = write.function(transaction)
         write.published = transaction.committed
         self._has_erased |= transaction.has_erased

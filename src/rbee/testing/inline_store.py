@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from rbee.jobs import sqlite_store
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.sqlite_reader import SqliteReader, _Question
 from rbee.jobs.sqlite_store import SqliteStore
-from rbee.jobs.sqlite_writer import BATCH_MAX, Remembered, SqliteWriter, Transaction, _Write
+from rbee.jobs.sqlite_writer import BATCH_MAX, Pending, Remembered, SqliteWriter, Transaction, _Write
 from rbee.jobs.store import OnCommit
 from rbee.testing.virtual_process import Process, current, replaced
 
@@ -34,7 +34,7 @@ class InlineWriter(SqliteWriter):
             checkpoints.close()
         self._checkpoints = None  # they have a thread of their own, and change nothing that can be read
         self._known = Remembered()
-        self._counts = Counter()
+        self._pending = Pending()
         self._version = None
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
