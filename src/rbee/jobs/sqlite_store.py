@@ -32,6 +32,7 @@ from rbee.jobs.records import (
     SourceBatch,
     WorkerRecord,
 )
+from rbee.jobs.sqlite_lists import select_jobs
 from rbee.jobs.sqlite_reader import SqliteReader
 from rbee.jobs.sqlite_writer import SqliteWriter, Transaction
 from rbee.jobs.store import Decide, OnCommit
@@ -43,8 +44,9 @@ PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 _COLUMNS = JobRecord.__struct_fields__
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
-_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_NAMES = ", ".join(_COLUMNS)
+_SELECT = f"SELECT {_NAMES} FROM jobs"
+_INSERT = f"INSERT INTO jobs ({_NAMES}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _JSON = frozenset({"progress", "error", "labels"})
 
 
@@ -168,21 +170,9 @@ class SqliteStore:
 
     async def find(self, query: JobFilter) -> list[JobRecord]:
         """Return jobs, newest first."""
-        wanted: list[tuple[str, Any]] = [
-            (f"{name} = ?", value)
-            for name in ("state", "operation", "model", "hive_id", "worker_id", "correlation_id")
-            if (value := getattr(query, name)) is not None
-        ]
-        if query.since is not None:
-            wanted.append(("created_at >= ?", query.since))
-        if query.until is not None:
-            wanted.append(("created_at < ?", query.until))
-        if query.before is not None:
-            wanted.append(("job_id < ?", query.before))
-        where = " AND ".join(["1", *(condition for condition, _ in wanted)])
-        sql = f"{_SELECT} WHERE {where} ORDER BY job_id DESC LIMIT ?"
-        values = (*(value for _, value in wanted), query.limit)
-        return await self._read(lambda connection: [_record(row) for row in connection.execute(sql, values)])
+        return await self._read(
+            lambda connection: [_record(row) for row in select_jobs(connection, _NAMES, query)]
+        )
 
     async def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
