@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rbee.contracts.events import events_in, frames_from
-from rbee.errors import GoneError, InvalidRequestError, NotFoundError
+from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs.records import Committed, JobRecord, LogPage
 from rbee.jobs.store import JobStore
 
@@ -137,7 +137,7 @@ class LogHub:
         try:
             head = await self._store.head(log_id)
             if head is None:
-                raise NotFoundError(f"There is no log of {log_id}.")
+                raise await self._store.missing(log_id)
             if after > head.last_seq and not head.is_ended:
                 raise InvalidRequestError(f"The log of {log_id} ends at {head.last_seq}; {after} is past it.")
             if after + 1 < head.first_seq:
@@ -162,7 +162,7 @@ class LogHub:
         """Read the next events from the store."""
         page = await self._store.read_log(log_id, after, PAGE_EVENTS)
         if page is None:
-            raise NotFoundError(f"There is no log of {log_id}.")
+            raise await self._store.missing(log_id)
         return page
 
 

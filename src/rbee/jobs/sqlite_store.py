@@ -18,12 +18,13 @@ import msgspec
 from rbee.contracts.events import CapturedRun, NewEvent, encode_json, frames_from, frames_of, new_event
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
-from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError
+from rbee.errors import ConflictError, OverloadedError, RbeeError, StartError
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
     Changed,
     Committed,
     Entry,
+    Forgotten,
     JobFilter,
     JobRecord,
     LogHead,
@@ -32,10 +33,11 @@ from rbee.jobs.records import (
     SourceBatch,
     WorkerRecord,
 )
+from rbee.jobs.sqlite_forgetting import forget_slice, missing
 from rbee.jobs.sqlite_lists import select_jobs
 from rbee.jobs.sqlite_reader import SqliteReader
 from rbee.jobs.sqlite_writer import SqliteWriter, Transaction
-from rbee.jobs.store import Decide, OnCommit
+from rbee.jobs.store import Decide, OnCommit, Why
 
 T = TypeVar("T")
 Part = NewEvent | CapturedRun
@@ -43,6 +45,7 @@ NEARLY_FULL_BYTES = 64 * 1024
 PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
+NEW_LOG = LogHead(1, 0, 0, False)
 _COLUMNS = JobRecord.__struct_fields__
 _NAMES = ", ".join(_COLUMNS)
 _SELECT = f"SELECT {_NAMES} FROM jobs"
@@ -123,6 +126,7 @@ class SqliteStore:
                 raise ConflictError(f"There is a job {record.job_id} already.") from error
             tx.known.jobs[record.job_id] = record
             tx.counts[record.state] += 1
+            tx.known.heads[record.job_id] = NEW_LOG
             tx.execute("INSERT INTO requests VALUES (?, ?)", (record.job_id, request))
             _append(tx, record.job_id, events, is_end=False)
             return record
@@ -135,7 +139,7 @@ class SqliteStore:
         def run(tx: Transaction) -> JobRecord:
             before = tx.known.jobs.get(job_id) or _get(tx.connection, job_id)
             if before is None:
-                raise NotFoundError(f"There is no job {job_id}.")
+                raise missing(tx.connection, job_id)
             return _apply(tx, before, decide(before))
 
         return await self._writer.write(run)
@@ -158,6 +162,14 @@ class SqliteStore:
             return found
 
         return await self._writer.write(run)
+
+    async def forget(self, why: Why) -> Forgotten:
+        """Forget jobs that have ended, in one short transaction."""
+        return await self._writer.write(lambda tx: forget_slice(tx, why))
+
+    async def missing(self, log_id: str) -> RbeeError:
+        """Return the error that tells why there is no such job or log."""
+        return await self._read(lambda connection: missing(connection, log_id))
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return a job."""
@@ -426,8 +438,11 @@ def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
 
 
 def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: bool) -> bool:
-    """Number the events and write them as one row; false when the log has ended."""
-    head = _known_head(tx, log_id) or LogHead(1, 0, 0, False)
+    """Number the events and write them as one row; false when the log has ended, or its job was forgotten."""
+    head = _known_head(tx, log_id)
+    if head is None and log_id.startswith("job-"):
+        return False
+    head = head or NEW_LOG
     if head.is_ended or not events:
         return not head.is_ended
     frames: list[bytes] = []

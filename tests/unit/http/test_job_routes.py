@@ -172,3 +172,15 @@ async def test_log_that_was_erased_is_gone_and_one_of_another_kind_is_not_found(
     ):
         async with stage.get(path) as response:
             assert (path, response.status) == (path, status)
+
+
+async def test_forgotten_job_is_gone_and_one_that_never_was_is_not_found(stage: Stage) -> None:
+    record = await new_job(stage.registry)
+    await end(stage.registry, record.job_id, JobState.CANCELLED)
+    assert (await stage.registry.store.forget(lambda held: "days")).jobs == {"days": 1}
+    for job_id, status in ((record.job_id, 410), (f"job-{'7' * 26}", 404), ("job-1", 404)):
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/stream")):
+            async with stage.client.request(method, f"{stage.url}/v1/jobs/{job_id}{path}") as response:
+                assert (job_id, path, response.status) == (job_id, path, status)
+                error = (await response.json())["error"]
+                assert ("is no longer kept." in error["message"]) == (status == 410)
