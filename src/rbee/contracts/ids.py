@@ -26,6 +26,11 @@ def new_id(kind: Kind) -> str:
     return f"{kind}-{_text_of(number)}"
 
 
+def first_id(kind: Kind, at_s: float) -> str:
+    """Return the least identifier that can be made at a time, in seconds since 1970 (before that: at 0)."""
+    return f"{kind}-{_text_of(max(0, int(at_s * 1000)) << 80)}"
+
+
 def _text_of(number: int) -> str:
     return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 

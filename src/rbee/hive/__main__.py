@@ -87,7 +87,8 @@ async def run(settings: HiveSettings, worker_program: Path | None = None) -> Non
         )
         await service.open()
         async with serving(make_app(service), sock, stop_grace_s=2):
-            tasks = [asyncio.ensure_future(service.run_heartbeats()), asyncio.ensure_future(outbox.run())]
+            always = (service.run_heartbeats(), outbox.run(), service.retention.run())
+            tasks = [asyncio.ensure_future(work) for work in always]
             ready = ReadyFile(url=url, pid=os.getpid(), boot_id=boot_id)
             write_ready_file(home.ready_file("rbee-hive"), ready)
             if settings.ready_file is not None:

@@ -44,6 +44,7 @@ from rbee.hive.worker_wanted import WorkerWanted
 from rbee.hive.workers import Workers
 from rbee.jobs import JobRegistry, JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
+from rbee.jobs.retention import Limits, Retention
 from rbee.jobs.runner import Handler, error_body
 from rbee.jobs.store import all_jobs
 from rbee.narration import narrate, scope
@@ -82,6 +83,10 @@ class HiveService:
         self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
         self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers(), is_known=False)
+        limits = Limits(
+            days=settings.retention_days, jobs=settings.retention_jobs, size_bytes=settings.retention_bytes
+        )
+        self.retention = Retention(registry, limits, actor="hive")
         self._is_away = False
         self.is_closing = False
 

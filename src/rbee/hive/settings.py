@@ -33,6 +33,9 @@ class HiveSettings(Settings, kw_only=True, frozen=True):
         worker_lease_s: Seconds a worker lives on after its hive is gone.
         load_timeout_s: Seconds a worker's start may take, besides 20 s per GiB of its model.
         queued_max: How many of the queen's commands may wait.
+        retention_days: Days that a command is kept after its end; past any of these three the oldest goes first.
+        retention_jobs: How many commands that have ended are kept.
+        retention_bytes: How much of the disk all commands and logs may use until ended ones are forgotten.
     """
 
     program: ClassVar[str] = "rbee-hive"
@@ -55,3 +58,6 @@ class HiveSettings(Settings, kw_only=True, frozen=True):
     worker_lease_s: Positive = 30.0
     load_timeout_s: Positive = 300.0
     queued_max: Annotated[int, Meta(ge=1)] = 512
+    retention_days: Positive = 30.0
+    retention_jobs: Annotated[int, Meta(ge=1)] = 1_000_000
+    retention_bytes: Annotated[int, Meta(ge=1)] = 2 * 1024**3

@@ -79,7 +79,7 @@ class JobRoutes:
                 endpoint=self.get,
                 summary="One job.",
                 result=JobView,
-                errors=(NotFoundError,),
+                errors=(NotFoundError, GoneError),
             ),
             Route(
                 method="DELETE",
@@ -87,7 +87,7 @@ class JobRoutes:
                 endpoint=self.cancel,
                 summary="Cancel a job: 202 while it is being stopped, 200 once it has ended.",
                 result=JobView,
-                errors=(NotFoundError,),
+                errors=(NotFoundError, GoneError),
             ),
             Route(
                 method="GET",

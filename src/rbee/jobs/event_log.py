@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rbee.contracts.events import events_in, frames_from
-from rbee.errors import GoneError, InvalidRequestError, NotFoundError
+from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs.records import Committed, JobRecord, LogPage
 from rbee.jobs.store import JobStore
 
@@ -162,7 +162,7 @@ class LogHub:
         """Read the next events from the store."""
         page = await self._store.read_log(log_id, after, PAGE_EVENTS)
         if page is None:
-            raise NotFoundError(f"There is no log of {log_id}.")
+            raise await self._store.missing(log_id)
         return page
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,7 +73,13 @@ class Fence(Struct, frozen=True):
 
 
 class JobFilter(Struct, frozen=True, kw_only=True):
-    """Which jobs a list holds. `before` is the cursor of the page: only jobs older than that one."""
+    """Which jobs a list holds.
+
+    Attributes:
+        since: Those that were created then or later, in seconds since 1970.
+        until: Those that were created before.
+        before: The cursor of the page: only those older than that one.
+    """
 
     state: JobState | None = None
     operation: str | None = None
@@ -168,6 +174,27 @@ class Run(Struct, frozen=True, gc=False):
     lines: CapturedRun
     otherwise_log_id: str
     otherwise: Callable[[CapturedRun], list[NewEvent]]
+
+
+class Held(Struct, frozen=True):
+    """What a registry holds, as far as it matters for how long.
+
+    Attributes:
+        ended_at: When the job ended that ended before all others.
+        ended_jobs: How many have ended.
+        used_bytes: How much of the disk is used, by these and everything else.
+    """
+
+    ended_at: float
+    ended_jobs: int
+    used_bytes: int
+
+
+class Forgotten(Struct, frozen=True):
+    """How many jobs were forgotten, by the reason for it; and whether there is more to forget."""
+
+    jobs: Mapping[str, int]
+    is_more: bool
 
 
 class WorkerRecord(Struct, frozen=True):

@@ -20,7 +20,7 @@ from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.operations import OPERATIONS, Operation, operation_name
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
-from rbee.errors import GoneError, NotFoundError
+from rbee.errors import GoneError
 from rbee.jobs.claim import LEASE_S, LOOK_S, ClaimedJob, Claims, closing
 from rbee.jobs.endings import USER_STOP, stopped
 from rbee.jobs.event_log import PAGE_EVENTS, LogHub, LogReader
@@ -300,10 +300,11 @@ class JobRegistry:
 
         Raises:
             NotFoundError: There is none of that id.
+            GoneError: It was forgotten.
         """
         record = await self.store.get(job_id)
         if record is None:
-            raise NotFoundError(f"There is no job {job_id}.", param="job_id")
+            raise await self.store.missing(job_id)
         return record
 
     async def operation(self, job_id: str) -> Any:
@@ -339,11 +340,11 @@ class JobRegistry:
 
         Raises:
             NotFoundError: There is no such log.
-            GoneError: The events behind `after` were forgotten.
+            GoneError: The events behind `after` were forgotten, or the job with all of them.
         """
         page = await self.store.read_log(log_id, after, limit)
         if page is None:
-            raise NotFoundError(f"There is no log of {log_id}.")
+            raise await self.store.missing(log_id)
         if after + 1 < page.head.first_seq:
             raise GoneError(f"The events of {log_id} before {page.head.first_seq} are no longer kept.")
         return page

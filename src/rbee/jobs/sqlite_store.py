@@ -18,12 +18,13 @@ import msgspec
 from rbee.contracts.events import CapturedRun, NewEvent, encode_json, frames_from, frames_of, new_event
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
-from rbee.errors import ConflictError, NotFoundError, OverloadedError, StartError
+from rbee.errors import ConflictError, OverloadedError, RbeeError, StartError
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.records import (
     Changed,
     Committed,
     Entry,
+    Forgotten,
     JobFilter,
     JobRecord,
     LogHead,
@@ -32,9 +33,11 @@ from rbee.jobs.records import (
     SourceBatch,
     WorkerRecord,
 )
+from rbee.jobs.sqlite_forgetting import forget_slice, missing
+from rbee.jobs.sqlite_lists import select_jobs
 from rbee.jobs.sqlite_reader import SqliteReader
 from rbee.jobs.sqlite_writer import SqliteWriter, Transaction
-from rbee.jobs.store import Decide, OnCommit
+from rbee.jobs.store import Decide, OnCommit, Why
 
 T = TypeVar("T")
 Part = NewEvent | CapturedRun
@@ -42,9 +45,11 @@ NEARLY_FULL_BYTES = 64 * 1024
 PAGE_BYTES_MAX = 1024 * 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
+NEW_LOG = LogHead(1, 0, 0, False)
 _COLUMNS = JobRecord.__struct_fields__
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
-_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_NAMES = ", ".join(_COLUMNS)
+_SELECT = f"SELECT {_NAMES} FROM jobs"
+_INSERT = f"INSERT INTO jobs ({_NAMES}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _JSON = frozenset({"progress", "error", "labels"})
 
 
@@ -122,6 +127,7 @@ class SqliteStore:
             tx.known.jobs[record.job_id] = record
             tx.pending.counts[record.state] += 1
             tx.pending.requests.append((record.job_id, request))
+            tx.known.heads[record.job_id] = NEW_LOG
             _append(tx, record.job_id, events, is_end=False)
             return record
 
@@ -133,7 +139,7 @@ class SqliteStore:
         def run(tx: Transaction) -> JobRecord:
             before = tx.known.jobs.get(job_id) or _get(tx.settled(), job_id)
             if before is None:
-                raise NotFoundError(f"There is no job {job_id}.")
+                raise missing(tx.connection, job_id)
             return _apply(tx, before, decide(before))
 
         return await self._writer.write(run)
@@ -157,6 +163,14 @@ class SqliteStore:
 
         return await self._writer.write(run)
 
+    async def forget(self, why: Why) -> Forgotten:
+        """Forget jobs that have ended, in one short transaction."""
+        return await self._writer.write(lambda tx: forget_slice(tx, why))
+
+    async def missing(self, log_id: str) -> RbeeError:
+        """Return the error that tells why there is no such job or log."""
+        return await self._read(lambda connection: missing(connection, log_id))
+
     async def get(self, job_id: str) -> JobRecord | None:
         """Return a job."""
         return await self._read(lambda connection: _get(connection, job_id))
@@ -168,21 +182,9 @@ class SqliteStore:
 
     async def find(self, query: JobFilter) -> list[JobRecord]:
         """Return jobs, newest first."""
-        wanted: list[tuple[str, Any]] = [
-            (f"{name} = ?", value)
-            for name in ("state", "operation", "model", "hive_id", "worker_id", "correlation_id")
-            if (value := getattr(query, name)) is not None
-        ]
-        if query.since is not None:
-            wanted.append(("created_at >= ?", query.since))
-        if query.until is not None:
-            wanted.append(("created_at < ?", query.until))
-        if query.before is not None:
-            wanted.append(("job_id < ?", query.before))
-        where = " AND ".join(["1", *(condition for condition, _ in wanted)])
-        sql = f"{_SELECT} WHERE {where} ORDER BY job_id DESC LIMIT ?"
-        values = (*(value for _, value in wanted), query.limit)
-        return await self._read(lambda connection: [_record(row) for row in connection.execute(sql, values)])
+        return await self._read(
+            lambda connection: [_record(row) for row in select_jobs(connection, _NAMES, query)]
+        )
 
     async def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
@@ -436,8 +438,11 @@ def _known_head(tx: Transaction, log_id: str) -> LogHead | None:
 
 
 def _append(tx: Transaction, log_id: str, events: Sequence[Part], *, is_end: bool) -> bool:
-    """Number the events and write them as one row; false when the log has ended."""
-    head = _known_head(tx, log_id) or LogHead(1, 0, 0, False)
+    """Number the events and write them as one row; false when the log has ended, or its job was forgotten."""
+    head = _known_head(tx, log_id)
+    if head is None and log_id.startswith("job-"):
+        return False
+    head = head or NEW_LOG
     if head.is_ended or not events:
         return not head.is_ended
     frames: list[bytes] = []

@@ -106,6 +106,7 @@ class Transaction:
         connection: The file, without what waits for the commit.
         committed: What is to be published on commit.
         has_erased: Something was deleted that nobody may find in the file afterwards.
+        erased_bytes: About how much is written only to erase, where that is much.
         known: Jobs, and where logs end, as this transaction sees them.
         pending: What is written at the end of the transaction, with what other writes put there.
     """
@@ -116,6 +117,7 @@ class Transaction:
         self.pending = pending
         self.committed: list[Committed] = []
         self.has_erased = False
+        self.erased_bytes = 0
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement, behind all that waits."""
@@ -128,7 +130,7 @@ class Transaction:
 
 
 class _Write:
-    __slots__ = ("error", "function", "future", "published", "result")
+    __slots__ = ("erased_bytes", "error", "function", "future", "published", "result")
 
     def __init__(self, function: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
         self.function = function
@@ -136,6 +138,7 @@ class _Write:
         self.result: Any = None
         self.error: BaseException | None = None
         self.published: list[Committed] = []
+        self.erased_bytes = 0
 
     def settle(self) -> None:
         """Tell whoever asked, unless they have gone."""
@@ -268,6 +271,7 @@ class SqliteWriter:
         transaction = Transaction(self._connection, self._known, self._pending)
         write.result = write.function(transaction)
         write.published = transaction.committed
+        write.erased_bytes = transaction.erased_bytes
         self._has_erased |= transaction.has_erased
 
     def _empty_wal(self) -> None:
@@ -287,6 +291,7 @@ class SqliteWriter:
         self._known.bound()
         if self._checkpoints is not None:
             size_bytes = sum(len(told.frames) for write in batch for told in write.published)
+            size_bytes += sum(write.erased_bytes for write in batch)
             self._checkpoints.committed(self._connection, size_bytes)
 
     def _deliver(self, batch: list[_Write]) -> None:

@@ -7,9 +7,12 @@ from typing import Protocol
 
 from rbee.contracts.events import NewEvent
 from rbee.contracts.states import JobState
+from rbee.errors import RbeeError
 from rbee.jobs.records import (
     Changed,
     Committed,
+    Forgotten,
+    Held,
     JobFilter,
     JobRecord,
     LogHead,
@@ -19,6 +22,7 @@ from rbee.jobs.records import (
 )
 
 Decide = Callable[[JobRecord], Changed]
+Why = Callable[[Held], str | None]
 OnCommit = Callable[[list[Committed]], None]
 
 
@@ -48,6 +52,7 @@ class JobStore(Protocol):
 
         Raises:
             NotFoundError: There is no such job.
+            GoneError: It was forgotten.
         """
 
     async def claim(
@@ -75,6 +80,19 @@ class JobStore(Protocol):
         """Commit captured events together with the cursors of their files; returns all cursors concerned.
 
         A batch whose cursor is not the stored one is left out whole.
+        """
+
+    async def forget(self, why: Why) -> Forgotten:
+        """Forget jobs that have ended, for as long as a pure decider gives a reason; in one short transaction.
+
+        The one that ended before all others goes first: its log, a part at a time where it is long, and then the
+        job, its request and its idempotency key. A job that has not ended is never forgotten.
+        """
+
+    async def missing(self, log_id: str) -> RbeeError:
+        """Return the error that tells why there is no such job or log.
+
+        That is a `GoneError` when a job of that id may have been forgotten, else a `NotFoundError`.
         """
 
     async def cursors(self, sources: Iterable[str]) -> dict[str, tuple[int, int]]:

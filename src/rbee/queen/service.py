@@ -13,6 +13,7 @@ from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDow
 from rbee.errors import RbeeError, UnavailableError
 from rbee.jobs import JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
+from rbee.jobs.retention import Limits, Retention
 from rbee.jobs.runner import narration_event
 from rbee.narration import narrate, scope
 from rbee.narration.emit import compose, emit
@@ -64,6 +65,10 @@ class QueenService:
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
         self._old_requests = OldRequests(book, workers, worker_api)
+        limits = Limits(
+            days=settings.retention_days, jobs=settings.retention_jobs, size_bytes=settings.retention_bytes
+        )
+        self._retention = Retention(registry, limits, actor="queen")
         self._leftovers = Leftovers(registry, self.runner, workers, infer)
 
     async def open(self) -> None:
@@ -75,6 +80,7 @@ class QueenService:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._idle.run())
             group.create_task(self._old_requests.run())
+            group.create_task(self._retention.run())
             await asyncio.Event().wait()
 
     async def close(self, grace_s: float) -> None:

@@ -29,6 +29,9 @@ class QueenSettings(Settings, kw_only=True, frozen=True):
         model: The model of a request that names none.
         pull: Whether a known model that is on no disk is pulled (missing) or refused (never).
         queued_max: How many jobs may wait.
+        retention_days: Days that a job is kept after its end; past any of these three the oldest goes first.
+        retention_jobs: How many jobs that have ended are kept.
+        retention_bytes: How much of the disk all jobs and logs may use until ended jobs are forgotten.
         slots: Concurrent answers of a worker that is started on demand.
         context_tokens: Context of one request on a worker that is started on demand, in tokens.
         keep_alive_s: Seconds a worker may be idle before it is stopped; negative: for ever.
@@ -55,6 +58,9 @@ class QueenSettings(Settings, kw_only=True, frozen=True):
     model: str = DEFAULT_MODEL
     pull: Literal["missing", "never"] = "missing"
     queued_max: Annotated[int, Meta(ge=1)] = 512
+    retention_days: Positive = 30.0
+    retention_jobs: Annotated[int, Meta(ge=1)] = 1_000_000
+    retention_bytes: Annotated[int, Meta(ge=1)] = 2 * 1024**3
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     context_tokens: Annotated[int, Meta(ge=16)] = 4096
     keep_alive_s: float = 300.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import get_args
 
@@ -60,10 +61,16 @@ def test_correlation_id_of_another_form_is_not_taken(text: str) -> None:
     assert not is_correlation_id(text)
 
 
-def test_new_correlation_id_is_a_uuid4_and_acceptable() -> None:
-    made = new_correlation_id()
-    assert uuid.UUID(made).version == 4
-    assert is_correlation_id(made)
+def test_new_correlation_id_is_a_uuid_of_its_time_and_acceptable(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for millisecond in (1, 2, 2**47):
+        monkeypatch.setattr(time, "time_ns", lambda at=millisecond: at * 1_000_000)
+        made.append(new_correlation_id())
+    assert made == sorted(made)
+    for text in made:
+        assert uuid.UUID(text).version == 7
+        assert uuid.UUID(text).variant == uuid.RFC_4122
+        assert is_correlation_id(text)
 
 
 def test_boot_ids_differ() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rbee.contracts.ids import new_id
 from rbee.contracts.operations import QueenCheck
 from rbee.contracts.states import JobState, Reason
 from rbee.jobs import RunningJob
@@ -107,17 +108,18 @@ async def test_list_pages_to_the_end_by_its_cursor(stage: Stage) -> None:
 
 
 async def test_list_filters_by_state_and_time(stage: Stage) -> None:
-    for number in range(2):
-        await new_job(stage.registry, job_id=f"job-{number}")
-    await end(stage.registry, "job-0", JobState.CANCELLED)
+    ids = sorted(new_id("job") for _ in range(2))
+    for job_id in ids:
+        await new_job(stage.registry, job_id=job_id)
+    await end(stage.registry, ids[0], JobState.CANCELLED)
 
     async def found(**params: str) -> list[str]:
         async with stage.get("/v1/jobs", params=params) as response:
             assert response.status == 200
             return [job["job_id"] for job in (await response.json())["data"]]
 
-    assert await found(state="queued") == ["job-1"]
-    assert await found(since="2020-01-01T00:00:00Z", until="2999-01-01T00:00:00+01:00") == ["job-1", "job-0"]
+    assert await found(state="queued") == [ids[1]]
+    assert await found(since="2020-01-01T00:00:00Z", until="2999-01-01T00:00:00+01:00") == ids[::-1]
     assert await found(since="2999-01-01T00:00:00Z") == []
     assert await found(correlation_id="nobody") == []
 
@@ -170,3 +172,15 @@ async def test_log_that_was_erased_is_gone_and_one_of_another_kind_is_not_found(
     ):
         async with stage.get(path) as response:
             assert (path, response.status) == (path, status)
+
+
+async def test_forgotten_job_is_gone_and_one_that_never_was_is_not_found(stage: Stage) -> None:
+    record = await new_job(stage.registry)
+    await end(stage.registry, record.job_id, JobState.CANCELLED)
+    assert (await stage.registry.store.forget(lambda held: "days")).jobs == {"days": 1}
+    for job_id, status in ((record.job_id, 410), (f"job-{'7' * 26}", 404), ("job-1", 404)):
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/stream")):
+            async with stage.client.request(method, f"{stage.url}/v1/jobs/{job_id}{path}") as response:
+                assert (job_id, path, response.status) == (job_id, path, status)
+                error = (await response.json())["error"]
+                assert ("is no longer kept." in error["message"]) == (status == 410)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rbee.contracts.events import frames_of
+from rbee.contracts.ids import new_id
 from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import Progress
@@ -170,8 +171,9 @@ async def test_key_still_means_its_job_after_the_end_and_past_a_full_queue(regis
 
 
 async def test_list_filters_and_pages_newest_first(registry: JobRegistry) -> None:
-    made = [await new_job(registry, model=f"m{number % 2}", job_id=f"job-{number:02}") for number in range(10)]
-    await end(registry, "job-03", JobState.CANCELLED)
+    ids = sorted(new_id("job") for _ in range(10))
+    made = [await new_job(registry, model=f"m{number % 2}", job_id=job_id) for number, job_id in enumerate(ids)]
+    await end(registry, ids[3], JobState.CANCELLED)
     seen: list[str] = []
     before = None
     while page := await registry.find(JobFilter(before=before, limit=3)):
@@ -179,7 +181,7 @@ async def test_list_filters_and_pages_newest_first(registry: JobRegistry) -> Non
         before = seen[-1]
     assert seen == [record.job_id for record in reversed(made)]
     odd = await registry.find(JobFilter(model="m1", state=JobState.QUEUED))
-    assert [view.job_id for view in odd] == ["job-09", "job-07", "job-05", "job-01"]
+    assert [view.job_id for view in odd] == [ids[9], ids[7], ids[5], ids[1]]
     assert await registry.find(JobFilter(since=made[-1].created_at + 1)) == []
     assert len(await registry.find(JobFilter(until=made[-1].created_at + 1, correlation_id="c-1"))) == 10
     assert await registry.find(JobFilter(operation="infer")) == []
