@@ -129,6 +129,18 @@ class Committed(Struct, gc=False):
     ended: JobRecord | None = None
 
 
+class Standing(Struct, frozen=True):
+    """Where a job stands.
+
+    Attributes:
+        last_seq: The number of its log's last event.
+        queue_position: How many queued jobs go before it, plus 1; None when it is not queued.
+    """
+
+    last_seq: int
+    queue_position: int | None
+
+
 class LogPage(Struct, frozen=True):
     """Some events of a log, as frames of a stream, and the log's head at the time they were read.
 

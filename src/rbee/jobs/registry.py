@@ -324,16 +324,18 @@ class JobRegistry:
 
     async def view(self, job_id: str) -> JobView:
         """Return a job as everybody may see it."""
-        return await self._view(await self.get(job_id))
+        return (await self._views([await self.get(job_id)]))[0]
 
     async def find(self, query: JobFilter) -> list[JobView]:
         """Return a page of jobs, newest first."""
-        return [await self._view(record) for record in await self.store.find(query)]
+        return await self._views(await self.store.find(query))
 
-    async def _view(self, record: JobRecord) -> JobView:
-        head = await self.store.head(record.job_id)
-        position = await self.store.queue_position(record) if record.state is JobState.QUEUED else None
-        return view_of(record, head.last_seq if head else 0, queue_position=position)
+    async def _views(self, records: list[JobRecord]) -> list[JobView]:
+        standing = await self.store.standing(records) if records else []
+        return [
+            view_of(record, stands.last_seq, queue_position=stands.queue_position)
+            for record, stands in zip(records, standing, strict=True)
+        ]
 
     async def read(self, log_id: str, after: int, limit: int = PAGE_EVENTS) -> LogPage:
         """Return a page of a log.

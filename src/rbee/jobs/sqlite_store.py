@@ -31,6 +31,7 @@ from rbee.jobs.records import (
     LogPage,
     Run,
     SourceBatch,
+    Standing,
     WorkerRecord,
 )
 from rbee.jobs.sqlite_forgetting import forget_slice, missing
@@ -194,14 +195,18 @@ class SqliteStore:
 
         return await self._read(run)
 
-    async def queue_position(self, record: JobRecord) -> int:
-        """Return how many queued jobs go before this one, plus 1."""
-        sql = (
-            "SELECT count(*) FROM jobs WHERE state = 'queued' AND "
-            "(priority > ?1 OR (priority = ?1 AND job_id < ?2))"
-        )
-        values = (record.priority, record.job_id)
-        return await self._read(lambda connection: int(connection.execute(sql, values).fetchone()[0]) + 1)
+    async def standing(self, records: Sequence[JobRecord]) -> list[Standing]:
+        """Return where jobs stand, in one look."""
+
+        def run(connection: sqlite3.Connection) -> list[Standing]:
+            found = []
+            for record in records:
+                head = _head(connection, record.job_id)
+                position = _queue_position(connection, record) if record.state is JobState.QUEUED else None
+                found.append(Standing(head.last_seq if head else 0, position))
+            return found
+
+        return await self._read(run)
 
     # Logs
 
@@ -420,6 +425,14 @@ def _erase(tx: Transaction, job_id: str) -> None:
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))
+
+
+def _queue_position(connection: sqlite3.Connection, record: JobRecord) -> int:
+    sql = (
+        "SELECT count(*) FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' AND "
+        "(priority > ?1 OR (priority = ?1 AND job_id < ?2))"
+    )
+    return int(connection.execute(sql, (record.priority, record.job_id)).fetchone()[0]) + 1
 
 
 def _head(connection: sqlite3.Connection, log_id: str) -> LogHead | None:

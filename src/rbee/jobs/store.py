@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from rbee.contracts.events import NewEvent
@@ -18,6 +18,7 @@ from rbee.jobs.records import (
     LogHead,
     LogPage,
     SourceBatch,
+    Standing,
     WorkerRecord,
 )
 
@@ -110,8 +111,8 @@ class JobStore(Protocol):
     async def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
 
-    async def queue_position(self, record: JobRecord) -> int:
-        """Return how many queued jobs go before this one, plus 1."""
+    async def standing(self, records: Sequence[JobRecord]) -> list[Standing]:
+        """Return where each of these jobs stands."""
 
     async def read_log(self, log_id: str, after: int, limit: int) -> LogPage | None:
         """Return events with numbers above `after`, at most `limit`; None when there is no such log."""
