@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rbee.errors import RbeeError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
 from rbee.jobs.records import Committed, JobRecord, LogHead
-from rbee.jobs.store import OnCommit
+from rbee.jobs.store import OnCommit, StoreClosedError
 
 T = TypeVar("T")
 BATCH_MAX = 512
@@ -110,7 +110,7 @@ class SqliteWriter:
         An error it raises undoes what it did and nothing else.
         """
         if self._is_closed:
-            raise UnavailableError("The registry is closed.")
+            raise StoreClosedError
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Write(function, future))
         return await future
