@@ -31,7 +31,7 @@ from rbee.errors import (
 from rbee.jobs import Fence, JobFilter, JobRecord, JobRegistry
 from rbee.jobs.endings import error_body
 from rbee.jobs.records import LogHead
-from rbee.jobs.sqlite_store import SqliteStore
+from rbee.jobs.sqlite_store import SqliteStore, _migrate
 from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
 
 
@@ -390,17 +390,44 @@ async def test_file_in_a_missing_directory_or_of_a_later_version_is_refused(tmp_
         JobRegistry.open(tmp_path / "jobs.db")
 
 
-async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    events = [told(str(number)).numbered(number) for number in range(1, 6)]
+def _of_the_first_form(path: Path, events: list[bytes]) -> None:
+    """Make a file as the first version did, with a log of so many events, in two rows, and an empty one."""
     with contextlib.closing(sqlite3.connect(path)) as old:
         old.executescript((resources.files("rbee.jobs") / "migrations" / "0001_jobs.sql").read_text("utf-8"))
-        old.execute("INSERT INTO log_heads VALUES ('worker-1', 1, 5, 1, 0), ('worker-2', 1, 0, 0, 0)")
-        rows = [("worker-1", 2, b"\n".join(events[:2])), ("worker-1", 5, b"\n".join(events[2:]))]
-        old.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", rows)
+        heads = [("worker-1", 1, len(events), 1, 0), ("worker-2", 1, 0, 0, 0)]
+        old.executemany("INSERT INTO log_heads VALUES (?, ?, ?, ?, ?)", heads)
+        rows = [("worker-1", end, b"\n".join(events[end - count : end])) for end, count in ((2, 2), (5, 3))]
+        old.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", rows if events else [])
         old.execute("PRAGMA user_version = 1")
         old.commit()
 
+
+@pytest.mark.parametrize("events", [[], [told(str(number)).numbered(number) for number in range(1, 6)]])
+async def test_file_that_another_process_brings_up_to_date_meanwhile_is_not_changed_twice(
+    tmp_path: Path, events: list[bytes]
+) -> None:
+    path = tmp_path / "jobs.db"
+    _of_the_first_form(path, events)
+    first, second = (sqlite3.connect(path, isolation_level=None) for _ in range(2))
+
+    def overtake(statement: str) -> None:
+        if statement.startswith("BEGIN"):
+            first.set_trace_callback(None)
+            _migrate(second)
+
+    first.set_trace_callback(overtake)
+    _migrate(first)
+    first.close()
+    second.close()
+    registry = JobRegistry.open(path)
+    assert await whole_log(registry, "worker-1") == events
+    await registry.close()
+
+
+async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    events = [told(str(number)).numbered(number) for number in range(1, 6)]
+    _of_the_first_form(path, events)
     registry = JobRegistry.open(path)
     assert await whole_log(registry, "worker-1") == events
     assert (await registry.read("worker-1", 3)).events == events[3:]
