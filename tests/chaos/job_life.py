@@ -8,24 +8,25 @@ says what the refusal was and whether anything had changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rbee.contracts.events import NewEvent, new_event
-from rbee.contracts.operations import Infer
+from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import JobState, Reason
-from rbee.errors import RbeeError
-from rbee.jobs import Fence, JobFilter, JobRegistry
+from rbee.errors import RbeeError, UnavailableError
+from rbee.jobs import ClaimedJob, Fence, JobFilter, JobRegistry
 from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
 
 CANARY = "the-canary-that-must-not-stay"
-KEPT, ERASED, CANCELLED = (f"job-01j0000000000000000000000{letter}" for letter in "abc")
+KEPT, ERASED, CANCELLED, CLAIMED = (f"job-01j0000000000000000000000{letter}" for letter in "abcd")
 WORKER = "worker-01j0000000000000000000000w"
 SOURCES = (f"{WORKER}/stdout", f"{WORKER}/stderr")
 LINE_BYTES = 700
@@ -89,6 +90,40 @@ def _worker(exit_line: bytes | None = None) -> WorkerRecord:
     return WorkerRecord(WORKER, "hive-1", "m", KEPT, exit_line)
 
 
+class _Loop:
+    """A worker loop, taken one step at a time."""
+
+    def __init__(self) -> None:
+        self._jobs: AsyncGenerator[ClaimedJob, None] | None = None
+        self._block = contextlib.AsyncExitStack()
+        self._job: ClaimedJob | None = None
+
+    @property
+    def job(self) -> ClaimedJob:
+        assert self._job is not None
+        return self._job
+
+    async def claim(self, registry: JobRegistry) -> None:
+        self._jobs = self._jobs or registry.claim(QueenCheck, name="checker")
+        self._job = await anext(self._jobs)
+        await self._block.enter_async_context(self._job)
+
+    async def fail_for_now(self, registry: JobRegistry) -> None:
+        async with self._block:
+            raise UnavailableError("Not just now.", retry_after_s=0.01)
+
+    async def complete(self, registry: JobRegistry) -> None:
+        self.job.result = {"lines": 2}
+        await self._block.aclose()
+
+    async def close(self) -> None:
+        if self._jobs is not None:
+            await self._jobs.aclose()
+
+
+_LOOP = _Loop()
+
+
 STEPS: list[Step] = [
     _create(KEPT, events=[_told("received")], idempotency_key="key"),
     lambda registry: registry.store.put_worker(_worker()),
@@ -109,6 +144,14 @@ STEPS: list[Step] = [
     _end(ERASED),
     _ingest(WORKER, 12, 4, ends=True),
     lambda registry: registry.store.forget_worker(WORKER),
+    lambda registry: registry.create(QueenCheck(attempts=3), correlation_id="c-1", job_id=CLAIMED),
+    _LOOP.claim,
+    lambda registry: _LOOP.job.say("checker_begin", "It is being done.", part=1),
+    _LOOP.fail_for_now,
+    _LOOP.claim,
+    lambda registry: _LOOP.job.renew(),
+    lambda registry: _LOOP.job.update(message="half"),
+    _LOOP.complete,
 ]
 
 
@@ -119,12 +162,14 @@ async def snapshot(registry: JobRegistry) -> dict[str, Any]:
     for record in await store.find(JobFilter(limit=100)):
         shown = msgspec.to_builtins(record, builtin_types=(bytes,))
         jobs[record.job_id] = {
-            **{name: str(value) for name, value in shown.items() if not name.endswith("_at")},
+            **{name: str(value) for name, value in shown.items() if not name.endswith(("_at", "_until", "owner"))},
+            "is_owned": record.owner is not None,
+            "is_leased": record.lease_until is not None,
             "has_request": await store.request(record.job_id) is not None,
         }
     return {
         "jobs": dict(sorted(jobs.items())),
-        "logs": {log_id: await _log(registry, log_id) for log_id in (KEPT, ERASED, CANCELLED, WORKER)},
+        "logs": {log_id: await _log(registry, log_id) for log_id in (KEPT, ERASED, CANCELLED, CLAIMED, WORKER)},
         "cursors": {name: list(value) for name, value in sorted((await store.cursors(SOURCES)).items())},
         "workers": [str(worker) for worker in await store.workers()],
     }
@@ -194,6 +239,7 @@ async def main(path: Path, mode: str, reference: str | None = None) -> None:
     if mode == "endure":
         said = [is_same for _ in range(TRIES_MAX) if (is_same := await _is_same(registry, held[-1])) is not None]
         say(is_as_ever=said[0])
+    await _LOOP.close()
     await registry.close()
     say(closed=True)
 

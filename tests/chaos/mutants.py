@@ -58,11 +58,11 @@ MUTANTS = (
     Mutant(
         "commit-before-publish",
         "jobs/sqlite_writer.py",
-        '            connection.execute("COMMIT")\n        except',
-        "            self._on_commit([one for write in batch for one in write.published])\n"
-        "            import time\n\n"
-        "            time.sleep(0.02)  # or a test would have to be very lucky\n"
-        '            connection.execute("COMMIT")\n        except',
+        '        connection.execute("COMMIT")\n',
+        "        self._on_commit([one for write in batch for one in write.published])\n"
+        "        import time\n\n"
+        "        time.sleep(0.02)  # or a test would have to be very lucky\n"
+        '        connection.execute("COMMIT")\n',
         "test_process_chaos.py",
     ),
     Mutant(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,20 +18,28 @@ from rbee.contracts.ids import new_boot_id
 from rbee.contracts.operations import Operation, operation_name
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.views import Progress
-from rbee.errors import ConflictError, DeadlineExceededError, RbeeError, UnavailableError, WorkerLostError
+from rbee.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    RbeeError,
+    StorageFullError,
+    UnavailableError,
+    WorkerLostError,
+)
 from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, error_body, failed, incident, stopped
 from rbee.jobs.lifecycle import ended, released, renewed, started
 from rbee.jobs.records import Changed, Fence, JobRecord
+from rbee.jobs.store import StoreClosedError
 from rbee.narration import scope
 from rbee.narration.emit import compose, narration_event
 
 if TYPE_CHECKING:
     from rbee.jobs.registry import JobRegistry
 
-Turn = tuple[JobRecord, bytes]
-
 LEASE_S = 30.0
 LOOK_S = 1.0
+UNWANTED = "Whoever waited for it has gone; another one goes on."
 TOGETHER_MAX = 64
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
@@ -46,7 +55,8 @@ class ClaimedJob:
     Leaving the block ends the job: `completed` with `result`; with an error, `failed` with it, or a further
     attempt where the error says that trying again may help and `attempts` allows it. A cancel, a deadline or a
     lost lease cancels what is awaited inside the block, which then ends without an error. Where the program
-    itself is being stopped, the job is given back for another owner.
+    itself is being stopped, or the loop goes on without having entered the block, the job is given back for
+    another owner. An end that cannot be written is tried again until it can, or until another owner has the job.
 
     Attributes:
         record: The job as last seen.
@@ -54,11 +64,11 @@ class ClaimedJob:
         result: What it comes to; JSON.
     """
 
-    def __init__(
-        self, claims: Claims, record: JobRecord, operation: Operation, *, name: str, lease_s: float
-    ) -> None:
+    operation: Operation
+
+    def __init__(self, claims: Claims, record: JobRecord, request: bytes, *, name: str, lease_s: float) -> None:
         self.record = record
-        self.operation = operation
+        self._request = request
         self.result: dict[str, Any] | None = None
         self._claims = claims
         self._registry = claims.registry
@@ -67,8 +77,10 @@ class ClaimedJob:
         self._fence = Fence(claims.owner, record.attempt)
         self._stop: Stop | LeaseLostError | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
         self._looking: asyncio.Task[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        claims.held[record.job_id] = self
 
     @property
     def job_id(self) -> str:
@@ -122,6 +134,10 @@ class ClaimedJob:
     async def __aenter__(self) -> Self:
         """Begin to hold the job."""
         self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        if self._stop is not None:  # it came before the block
+            self._task.cancel()
         loop = asyncio.get_running_loop()
         self._timers["look"] = loop.call_later(min(LOOK_S, self._lease_s / 3), self._look_soon)
         if self.record.deadline_at is not None:
@@ -134,31 +150,54 @@ class ClaimedJob:
     ) -> bool:
         """End the job, give it another attempt, or give it back."""
         self._let_go()
-        if isinstance(error, asyncio.CancelledError):
-            assert self._task is not None
-            if self._stop is None or self._task.uncancel() > 0:
-                await asyncio.shield(self._give_back())
-                return False
-        elif error is not None and not isinstance(error, Exception):
+        if error is not None and not isinstance(error, Exception | asyncio.CancelledError):
             return False
+        is_leaving = await self._is_leaving(error)
+        if is_leaving and self._stop is None:
+            await asyncio.shield(self.give_back("The program that worked on it is stopping; another one goes on."))
+        else:
+            await self._settle(error)
+        if is_leaving and not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError
+        return not is_leaving
+
+    async def _is_leaving(self, error: BaseException | None) -> bool:
+        """Tell whether the program itself is stopping; a stop of the job is felt no further than here."""
+        assert self._task is not None
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if self._stop is not None:
+            try:
+                await asyncio.sleep(0)  # a block that awaited nothing more has not felt it yet
+            except asyncio.CancelledError:
+                is_cancelled = True
+            self._task.uncancel()
+        return is_cancelled and self._task.cancelling() > self._cancelling
+
+    async def _settle(self, error: BaseException | None) -> None:
         if isinstance(self._stop, LeaseLostError) or isinstance(error, LeaseLostError):
-            return True
-        if self._stop is not None and error is not None:
+            return
+        if error is None:
+            await self._complete()
+        elif self._stop is not None:
             await self._end(stopped(self._stop))
-        elif error is None:
-            await self._end(completed(self.result))
         elif isinstance(error, RbeeError) and error.retryable and self.record.attempt < self.record.attempts:
             await self._again(error)
         else:
             await self._end(failed(error if isinstance(error, RbeeError) else incident(error, self.job_id)))
-        return True
+
+    async def _complete(self) -> None:
+        try:
+            await self._end(completed(self.result))
+        except (RecursionError, TypeError, ValueError) as error:  # the result cannot be written as JSON
+            await self._end(failed(incident(error, self.job_id)))
 
     def _let_go(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
         if self._looking is not None:
             self._looking.cancel()
-        self._claims.held.pop(self.job_id, None)
+        if self._claims.held.get(self.job_id) is self:
+            del self._claims.held[self.job_id]
 
     def _look_soon(self) -> None:
         self._looking = asyncio.ensure_future(self._look())
@@ -183,19 +222,29 @@ class ClaimedJob:
         )
 
     async def _end(self, ending: Ending) -> None:
-        try:
-            self.record = await self._registry.end(
-                self.job_id,
-                ending.state,
-                reason=ending.reason,
-                message=ending.message,
-                result=ending.result,
-                error=error_body(ending.error) if ending.error else None,
-                fence=self._fence,
-                events=closing(self.record, ending, self._name),
-            )
-        except ConflictError:
-            pass  # another owner has it by now, and theirs counts
+        is_told = False
+        while True:
+            try:
+                self.record = await self._registry.end(
+                    self.job_id,
+                    ending.state,
+                    reason=ending.reason,
+                    message=ending.message,
+                    result=ending.result,
+                    error=error_body(ending.error) if ending.error else None,
+                    fence=self._fence,
+                    events=closing(self.record, ending, self._name),
+                )
+                return
+            except ConflictError:
+                return  # another owner has it by now, and theirs counts
+            except StoreClosedError:
+                raise
+            except (StorageFullError, UnavailableError) as error:
+                if not is_told:
+                    print(f"{self.job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
+                    is_told = True
+            await asyncio.sleep(LOOK_S)
 
     async def _again(self, error: RbeeError) -> None:
         """Have the job begun again after a while, by whoever is free then."""
@@ -205,26 +254,43 @@ class ClaimedJob:
             f"{self._name}_retry",
             f"Attempt {self.record.attempt} failed: {error.message} The next one begins in {wait_s:.1f} s.",
             wait_s,
+            is_counted=True,
             code=error.code,
         )
 
-    async def _give_back(self) -> None:
-        await self._release(
-            f"{self._name}_give_back", "The program that worked on it is stopping; another one goes on.", 0.0
-        )
+    async def give_back(self, message: str, wait_s: float = 0.0) -> None:
+        """Let another owner have the job, after a while; this attempt does not count."""
+        self._let_go()
+        await self._release(f"{self._name}_give_back", message, wait_s, is_counted=False)
 
-    async def _release(self, action: str, message: str, wait_s: float, **fields: Any) -> None:
+    async def pass_by(self) -> None:
+        """Give the job back if its block was never entered; whoever enters it all the same is told so."""
+        if self._task is None:
+            self._stop = LeaseLostError(f"{self.job_id} was given back.")
+            await self.give_back("It was not begun here; another one goes on.", LOOK_S)
+
+    async def read(self) -> bool:
+        """Read what the job asks for; false when that cannot be read, which has ended it."""
+        try:
+            self.operation = self._registry.load(self._request)
+        except msgspec.DecodeError as error:
+            self._let_go()
+            await self._end(failed(InvalidRequestError(f"The request cannot be read: {error}.")))
+            return False
+        return True
+
+    async def _release(self, action: str, message: str, wait_s: float, *, is_counted: bool, **fields: Any) -> None:
+        """Let go of the job; where that cannot be written, its lease comes to the same."""
         with self._scope():
             line = compose(action, message, level="warning", attempt=self.record.attempt, **fields)
-        until = self._registry.now() + wait_s
-        is_counted = wait_s > 0
-        try:
-            await self._change(
-                lambda record: released(record, until, is_counted=is_counted, events=[narration_event(line)])
-            )
-        except LeaseLostError:
-            return
-        self._claims.look_in(wait_s)
+        until = min(self._registry.now() + wait_s, self.record.deadline_at or math.inf)
+
+        def decide(record: JobRecord) -> Changed:
+            return released(record, self._fence, until, is_counted=is_counted, events=[narration_event(line)])
+
+        with contextlib.suppress(LeaseLostError, StorageFullError, UnavailableError):
+            await self._change(decide)
+            self._claims.look_in(wait_s)
 
     def _scope(self) -> Any:
         record = self.record
@@ -270,18 +336,19 @@ class Claims:
         """Yield one claimed job after the other."""
         operations = frozenset(operation_name(kind) for kind in kinds)
         key = (operations, name, lease_s)
-        desk = self._desks.setdefault(key, _Desk(self, operations, name, lease_s))
+        if key not in self._desks:
+            self._desks[key] = _Desk(self, operations, name, lease_s)
+        desk = self._desks[key]
         desk.loops += 1
         try:
             while True:
-                record, request = await desk.next()
-                operation = self.registry.load(request)
-                job = ClaimedJob(self, record, operation, name=name, lease_s=lease_s)
-                self.held[record.job_id] = job
+                job = await desk.next()
+                if not await job.read():
+                    continue
                 try:
                     yield job
                 finally:
-                    self.held.pop(record.job_id, None)
+                    await job.pass_by()
         finally:
             desk.loops -= 1
             if not desk.loops:
@@ -298,62 +365,83 @@ class _Desk:
         self._claims = claims
         self._name = name
         self._lease_s = lease_s
-        self._free: deque[asyncio.Future[Turn]] = deque()
+        self._free: list[asyncio.Future[ClaimedJob]] = []
         self._wanted = asyncio.Event()
+        self._is_closed = False
+        self._is_refused = False
         self._task = asyncio.ensure_future(self._run())
 
     def wake(self) -> None:
         """Look for jobs now."""
         self._wanted.set()
 
-    async def next(self) -> Turn:
+    async def next(self) -> ClaimedJob:
         """Wait for a job."""
-        future: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ClaimedJob] = asyncio.get_running_loop().create_future()
         self._free.append(future)
         self.wake()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None:  # it was given one in the same moment
+                await asyncio.shield(future.result().give_back(UNWANTED))
+            raise
 
     async def close(self) -> None:
-        """Claim nothing more."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        """Claim nothing more, and give back what is being claimed just now."""
+        self._is_closed = True
+        self.wake()
+        await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._is_closed:
             timer = loop.call_later(LOOK_S, self.wake)
             await self._wanted.wait()
             timer.cancel()
             self._wanted.clear()
             try:
-                while self._free and await self._hand_out():
+                while await self._hand_out():
                     pass
-            except UnavailableError as error:  # the disk is full, or the file is in use: it is tried again
-                print(f"No jobs can be claimed: {error}", file=sys.stderr)  # noqa: T201
+                self._is_refused = False
+            except (StorageFullError, UnavailableError) as error:
+                if isinstance(error, StoreClosedError):
+                    self._fail(error)
+                elif not self._is_refused:  # the disk is full, or the file is in use: it is tried again
+                    print(f"No jobs can be claimed: {error}", file=sys.stderr)  # noqa: T201
+                    self._is_refused = True
             except Exception as error:  # noqa: BLE001  # goes to everybody who waits
-                for future in self._free:
-                    if not future.done():
-                        future.set_exception(error)
-                self._free.clear()
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for future in self._waiting():
+            future.set_exception(error)
+
+    def _waiting(self) -> list[asyncio.Future[ClaimedJob]]:
+        """Return those who still wait, and have the others forgotten."""
+        self._free = [future for future in self._free if not future.done()]
+        return self._free
 
     async def _hand_out(self) -> bool:
         """Claim for those who are free; tells whether there may be more."""
-        asked = min(len(self._free), TOGETHER_MAX)
+        asked = min(len(self._waiting()), TOGETHER_MAX)
+        if not asked:
+            return False
         now = self._claims.registry.now()
 
         def decide(record: JobRecord) -> Changed:
             return claimed(record, owner=self._claims.owner, now=now, lease_s=self._lease_s, name=self._name)
 
         turns = await self._claims.registry.store.claim(self.operations, now, asked, decide)
-        for turn in turns:
-            while self._free and self._free[0].done():
-                self._free.popleft()
-            if self._free:
-                self._free.popleft().set_result(turn)
-            else:  # whoever waited has gone
-                await self._claims.registry.store.change(
-                    turn[0].job_id, lambda held: released(held, now, is_counted=False, events=[])
-                )
+        jobs = [
+            ClaimedJob(self._claims, record, request, name=self._name, lease_s=self._lease_s)
+            for record, request in turns
+        ]
+        waiting = self._waiting()  # some may have gone meanwhile
+        for future, job in zip(waiting, jobs, strict=False):
+            future.set_result(job)
+        for job in jobs[len(waiting) :]:
+            await job.give_back(UNWANTED)
         return len(turns) == asked
 
 

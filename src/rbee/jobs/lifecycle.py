@@ -143,11 +143,17 @@ def renewed(record: JobRecord, fence: Fence, until: float) -> Changed:
     return Changed(msgspec.structs.replace(record, lease_until=until), [])
 
 
-def released(record: JobRecord, until: float, *, is_counted: bool, events: list[NewEvent]) -> Changed:
+def released(
+    record: JobRecord, fence: Fence, until: float, *, is_counted: bool, events: list[NewEvent]
+) -> Changed:
     """Let go of a running job: from `until` on anybody may begin the next attempt.
 
     Args:
         is_counted: The attempt counts as one of those that are allowed.
+
+    Raises:
+        ConflictError: The job has ended, or is someone else's by now.
     """
+    check_transition(record, JobState.RUNNING, fence)
     attempts = record.attempts if is_counted else record.attempts + 1
     return Changed(msgspec.structs.replace(record, owner=None, lease_until=until, attempts=attempts), events)

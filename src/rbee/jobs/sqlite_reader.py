@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rbee.errors import UnavailableError
 from rbee.jobs.sqlite_writer import translated
+from rbee.jobs.store import StoreClosedError
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class SqliteReader:
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the file as it is now."""
         if self._is_closed:
-            raise UnavailableError("The registry is closed.")
+            raise StoreClosedError
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Question(function, future))
         return await future

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -295,17 +295,33 @@ def _migrate(connection: sqlite3.Connection) -> None:
     for script in scripts:
         number = int(script.name[:4])
         if number > _version(connection):
-            sql = script.read_text("utf-8")
-            try:
-                connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
-            except sqlite3.Error:
-                connection.rollback()
-                if number > _version(connection):  # else another process was quicker
-                    raise
+            _migrate_to(connection, number, script.read_text("utf-8"))
     if _version(connection) > len(scripts):
         raise StartError(
             "The registry was written by a later version of rbee.", remedy="Update rbee, or use another RBEE_HOME."
         )
+
+
+def _migrate_to(connection: sqlite3.Connection, number: int, sql: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if number > _version(connection):  # else another process was quicker
+            for statement in _statements(sql):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        connection.rollback()
+        raise
+
+
+def _statements(sql: str) -> Iterator[str]:
+    statement = ""
+    for line in sql.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _frames_of_lines(body: bytes, last_seq: int) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 from rbee.errors import RbeeError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
 from rbee.jobs.records import Committed, JobRecord, LogHead
-from rbee.jobs.store import OnCommit
+from rbee.jobs.store import OnCommit, StoreClosedError
 
 T = TypeVar("T")
 BATCH_MAX = 512
@@ -140,6 +140,11 @@ class _Write:
         self.published: list[Committed] = []
         self.erased_bytes = 0
 
+    def fail(self, error: BaseException) -> None:
+        """Take note that it was not made, whatever an earlier try of it came to."""
+        self.error = error
+        self.published = []
+
     def settle(self) -> None:
         """Tell whoever asked, unless they have gone."""
         if self.future.done():
@@ -176,7 +181,7 @@ class SqliteWriter:
         An error it raises undoes what it did and nothing else.
         """
         if self._is_closed:
-            raise UnavailableError("The registry is closed.")
+            raise StoreClosedError
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Write(function, future))
         return await future
@@ -224,6 +229,12 @@ class SqliteWriter:
     def _commit(self, batch: list[_Write]) -> None:
         """Make writes in one transaction; where that fails, each of them in one of its own."""
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:  # the file is in use, for each of them
+            for write in batch:
+                write.fail(translated(error))
+            return
+        try:
             self._transact(batch)
         except Exception as error:  # noqa: BLE001  # goes to whoever asked for it
             self._roll_back()
@@ -231,12 +242,10 @@ class SqliteWriter:
                 for write in batch:
                     self._commit([write])
             else:
-                batch[0].error = translated(error) if isinstance(error, sqlite3.Error) else error
-                batch[0].published = []
+                batch[0].fail(translated(error) if isinstance(error, sqlite3.Error) else error)
 
     def _transact(self, batch: list[_Write]) -> None:
         connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
         self._look_for_strangers()
         for write in batch:
             write.error = None
@@ -248,7 +257,7 @@ class SqliteWriter:
             except Exception as error:  # goes to whoever asked for this write
                 if (connection.total_changes, self._pending.changes) != before:
                     raise  # it has to be undone
-                write.error = error
+                write.fail(error)
             if not connection.in_transaction:
                 raise sqlite3.OperationalError("the transaction was rolled back")
         self._pending.write(connection)

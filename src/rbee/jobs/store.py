@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rbee.contracts.events import NewEvent
 from rbee.contracts.states import JobState
-from rbee.errors import RbeeError
+from rbee.errors import RbeeError, UnavailableError
 from rbee.jobs.records import (
     Changed,
     Committed,
@@ -27,12 +27,19 @@ Why = Callable[[Held], str | None]
 OnCommit = Callable[[list[Committed]], None]
 
 
+class StoreClosedError(UnavailableError):
+    """The registry is closed."""
+
+    retryable = False
+    remedy = "Open the registry again."
+
+
 class JobStore(Protocol):
     """Durable storage of jobs and logs.
 
     Every method that writes returns when its transaction is on disk, and is atomic: all of it or nothing.
     What was committed is handed to `on_commit`, in commit order, before the method returns. Methods raise
-    `StorageFullError` when the disk is full, and leave everything as it was.
+    `StorageFullError` when the disk is full, and leave everything as it was; `StoreClosedError` after `close`.
     """
 
     store_id: str

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rbee.errors import UnavailableError
 from rbee.jobs import sqlite_store
 from rbee.jobs.checkpoints import Checkpoints
 from rbee.jobs.sqlite_reader import SqliteReader, _Question
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.sqlite_writer import BATCH_MAX, Pending, Remembered, SqliteWriter, Transaction, _Write
-from rbee.jobs.store import OnCommit
+from rbee.jobs.store import OnCommit, StoreClosedError
 from rbee.testing.virtual_process import Process, current, replaced
 
 T = TypeVar("T")
@@ -46,7 +45,7 @@ class InlineWriter(SqliteWriter):
     async def write(self, function: Callable[[Transaction], T]) -> T:
         """See `SqliteWriter.write`."""
         if self._is_closed:
-            raise UnavailableError("The registry is closed.")
+            raise StoreClosedError
         future: asyncio.Future[T] = self._loop.create_future()
         self._asked.append(_Write(function, future))
         self._begin()
@@ -86,7 +85,7 @@ class InlineReader(SqliteReader):
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """See `SqliteReader.read`."""
         if self._is_closed:
-            raise UnavailableError("The registry is closed.")
+            raise StoreClosedError
         future: asyncio.Future[T] = self._loop.create_future()
         question = _Question(function, future)
 

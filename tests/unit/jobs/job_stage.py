@@ -10,6 +10,7 @@ from rbee.contracts.operations import QueenCheck
 from rbee.contracts.states import JobState, Reason
 from rbee.jobs import JobRecord, JobRegistry
 from rbee.jobs.event_log import LogReader
+from rbee.jobs.records import Entry, SourceBatch
 
 SECONDS = 20.0
 
@@ -17,6 +18,14 @@ SECONDS = 20.0
 def told(text: str) -> NewEvent:
     """Make an event that says something."""
     return new_event("narration", {"ts": 1, "actor": "test", "action": "test_say", "message": text})
+
+
+def captured(start: int, stop: int, log_id: str = "worker-1", source: str = "worker-1/stdout") -> SourceBatch:
+    """Make a batch of captured lines, one a byte, that go to the worker's own log where theirs has ended."""
+    entries = [
+        Entry(log_id, told(str(number)), ("worker-1", told(f"late {number}"))) for number in range(start, stop)
+    ]
+    return SourceBatch(source, start, stop, 0, entries)
 
 
 async def new_job(registry: JobRegistry, **values: Any) -> JobRecord:

@@ -1,4 +1,4 @@
-"""The registry, in memory and in a file: the same promises in both."""
+"""The registry: which transition is allowed, and what its file outlives. For its storage see `tests.contracts`."""
 
 from __future__ import annotations
 
@@ -15,32 +15,26 @@ from pathlib import Path
 import pytest
 
 from rbee.contracts.events import frames_of
-from rbee.contracts.ids import new_id
-from rbee.contracts.operations import Infer, QueenCheck
-from rbee.contracts.states import JobState, Phase, Reason
-from rbee.contracts.views import Progress
+from rbee.contracts.operations import Infer
+from rbee.contracts.states import JobState, Reason
 from rbee.errors import (
     ConflictError,
     GoneError,
     NotFoundError,
-    OverloadedError,
     RbeeError,
     StartError,
     UnavailableError,
-    WorkerLostError,
 )
-from rbee.jobs import Fence, JobFilter, JobRecord, JobRegistry
-from rbee.jobs.endings import error_body
-from rbee.jobs.records import LogHead
-from rbee.jobs.sqlite_store import SqliteStore
-from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
+from rbee.jobs import Fence, JobRecord, JobRegistry, sqlite_store
+from rbee.jobs.records import Entry, LogHead, SourceBatch
+from rbee.jobs.sqlite_store import SqliteStore, _migrate
+from tests.unit.jobs.job_stage import assert_dense, captured, end, kinds, new_job, told, whole_log
 
 
-@pytest.fixture(params=["memory", "file"])
-async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobRegistry]:
-    opened = JobRegistry.open(None if request.param == "memory" else tmp_path / "jobs.db", queued_max=100)
-    yield opened
-    await opened.close()
+@pytest.fixture
+async def registry() -> AsyncIterator[JobRegistry]:
+    async with JobRegistry.open(None) as opened:
+        yield opened
 
 
 async def test_create_job_is_queued_and_its_log_begins_with_that(registry: JobRegistry) -> None:
@@ -51,38 +45,6 @@ async def test_create_job_is_queued_and_its_log_begins_with_that(registry: JobRe
     assert_dense(events)
     view = await registry.view(record.job_id)
     assert (view.state, view.queue_position, view.last_seq, view.model) == ("queued", 1, 3, "m")
-
-
-async def test_create_keeps_the_request_word_for_word(registry: JobRegistry) -> None:
-    operation = Infer(prompt="Why?\x00 é", labels={"null": "null", "1": "true"}, timeout_s=3)
-    record = await registry.create(operation, correlation_id="null", principal="1", model="null")
-    assert await registry.operation(record.job_id) == operation
-    kept = await registry.get(record.job_id)
-    assert kept == record
-    assert (kept.labels, kept.model, kept.principal) == ({"null": "null", "1": "true"}, "null", "1")
-    assert kept.deadline_at == pytest.approx(kept.created_at + 3)
-
-
-async def test_create_under_an_id_that_is_taken_is_refused_and_changes_nothing(registry: JobRegistry) -> None:
-    record = await new_job(registry, store=False)
-    ended = await end(registry, record.job_id, JobState.CANCELLED)
-    with pytest.raises(ConflictError, match="There is a job job-"):
-        await new_job(registry, job_id=record.job_id)
-    assert await registry.get(record.job_id) == ended
-
-
-async def test_every_field_of_a_job_comes_back(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-    await registry.start(record.job_id, owner="b", hive_id="hive-1", worker_id="worker-1", phase=Phase.GENERATING)
-    progress = Progress(done=1, total=None, unit="bytes")
-    updated = await registry.update(record.job_id, message="m", progress=progress, events=[told("u")])
-    assert updated == await registry.get(record.job_id)
-    assert (updated.progress, updated.message, updated.phase) == (progress, "m", Phase.GENERATING)
-    error = error_body(WorkerLostError("m", details={"exit_code": 0}))
-    ended = await end(registry, record.job_id, JobState.FAILED, error=error, result={"text": "é"})
-    assert ended == await registry.get(record.job_id)
-    assert (await registry.view(record.job_id)).result == {"text": "é"}
-    assert kinds(await whole_log(registry, record.job_id)) == ["queued", "running", "narration", "end"]
 
 
 async def test_unknown_job_is_not_found(registry: JobRegistry) -> None:
@@ -132,155 +94,6 @@ async def test_refused_transition_writes_neither_state_nor_event(registry: JobRe
         await end(registry, record.job_id, JobState.COMPLETED, events=[told("never")])
     assert kinds(await whole_log(registry, record.job_id)) == ["queued"]
     assert await registry.get(record.job_id) == record
-
-
-async def test_queue_takes_as_many_as_may_wait_and_no_more(registry: JobRegistry) -> None:
-    made = await asyncio.gather(*(new_job(registry) for _ in range(130)), return_exceptions=True)
-    refused = [error for error in made if isinstance(error, OverloadedError)]
-    assert len(refused) == 30
-    assert {(error.status, error.retryable, error.retry_after_s) for error in refused} == {(429, True, 5)}
-    assert (await registry.store.counts())["queued"] == 100
-    (waiting, *_) = await registry.store.find(JobFilter(limit=1))
-    await end(registry, waiting.job_id, JobState.CANCELLED)
-    await new_job(registry)
-
-
-async def test_same_key_and_body_fifty_times_at_once_is_one_job(registry: JobRegistry) -> None:
-    made = await asyncio.gather(*(new_job(registry, idempotency_key="k", events=[told("x")]) for _ in range(50)))
-    assert len({record.job_id for record in made}) == 1
-    assert (await registry.store.counts())["queued"] == 1
-    assert kinds(await whole_log(registry, made[0].job_id)) == ["queued", "narration"]
-
-
-async def test_key_used_with_another_body_is_refused(registry: JobRegistry) -> None:
-    await registry.create(QueenCheck(lines=1), correlation_id="c", idempotency_key="k")
-    with pytest.raises(ConflictError, match="Idempotency-Key"):
-        await registry.create(QueenCheck(lines=2), correlation_id="c", idempotency_key="k")
-
-
-async def test_key_of_another_caller_is_another_key(registry: JobRegistry) -> None:
-    made = [await new_job(registry, idempotency_key="k", principal=name) for name in ("a", "b")]
-    assert made[0].job_id != made[1].job_id
-
-
-async def test_key_still_means_its_job_after_the_end_and_past_a_full_queue(registry: JobRegistry) -> None:
-    record = await new_job(registry, idempotency_key="k")
-    ended = await end(registry, record.job_id, JobState.CANCELLED)
-    await asyncio.gather(*(new_job(registry) for _ in range(100)))
-    assert await new_job(registry, idempotency_key="k") == ended
-
-
-async def test_list_filters_and_pages_newest_first(registry: JobRegistry) -> None:
-    ids = sorted(new_id("job") for _ in range(10))
-    made = [await new_job(registry, model=f"m{number % 2}", job_id=job_id) for number, job_id in enumerate(ids)]
-    await end(registry, ids[3], JobState.CANCELLED)
-    seen: list[str] = []
-    before = None
-    while page := await registry.find(JobFilter(before=before, limit=3)):
-        seen += [view.job_id for view in page]
-        before = seen[-1]
-    assert seen == [record.job_id for record in reversed(made)]
-    odd = await registry.find(JobFilter(model="m1", state=JobState.QUEUED))
-    assert [view.job_id for view in odd] == [ids[9], ids[7], ids[5], ids[1]]
-    assert await registry.find(JobFilter(since=made[-1].created_at + 1)) == []
-    assert len(await registry.find(JobFilter(until=made[-1].created_at + 1, correlation_id="c-1"))) == 10
-    assert await registry.find(JobFilter(operation="infer")) == []
-
-
-async def test_queue_position_counts_priority_before_age(registry: JobRegistry) -> None:
-    for name, priority in (("job-1", 0), ("job-2", 5), ("job-3", 0), ("job-4", -1)):
-        await new_job(registry, job_id=name, priority=priority)
-    views = await registry.find(JobFilter())
-    assert {view.job_id: view.queue_position for view in views} == {"job-2": 1, "job-1": 2, "job-3": 3, "job-4": 4}
-    await registry.start("job-1", owner="b")
-    assert (await registry.view("job-1")).queue_position is None
-    assert (await registry.view("job-3")).queue_position == 2
-
-
-async def test_concurrent_appends_leave_a_dense_log_in_the_order_of_their_writer(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-
-    async def speak(number: int) -> None:
-        for index in range(25):
-            await registry.append(record.job_id, [told(f"{number} {index}.{part}") for part in range(2)])
-
-    await asyncio.gather(*(speak(number) for number in range(8)))
-    events = await whole_log(registry, record.job_id)
-    assert_dense(events)
-    assert len(events) == 1 + 8 * 25 * 2
-    said = [json.loads(event)["message"] for event in events[1:]]
-    for number in range(8):
-        mine = [message.split()[1] for message in said if message.startswith(f"{number} ")]
-        assert mine == [f"{index}.{part}" for index in range(25) for part in range(2)]
-
-
-async def test_append_of_nothing_writes_nothing(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-    assert await registry.append(record.job_id, []) is True
-    assert await registry.append(record.job_id, []) is True
-    assert (await registry.read(record.job_id, 0)).head.last_seq == 1
-
-
-async def test_long_log_is_paged_from_any_number(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-    for block in range(10):
-        await registry.append(record.job_id, [told(f"{block}.{index}") for index in range(1000)])
-    events = await whole_log(registry, record.job_id)
-    assert len(events) == 10_001
-    assert_dense(events)
-    for after in (0, 1, 499, 500, 1000, 1001, 9_990, 10_000):
-        page = await registry.read(record.job_id, after, 500)
-        assert page.events == events[after : after + 500]
-        assert (page.head.first_seq, page.head.last_seq) == (1, 10_001)
-    assert (await registry.read(record.job_id, 10_001)).events == []
-    assert (await registry.read(record.job_id, 99_999)).events == []
-
-
-async def test_page_of_large_events_is_bounded_by_bytes(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-    for _ in range(12):
-        await registry.append(record.job_id, [told("x" * 250_000)])
-    page = await registry.read(record.job_id, 0)
-    assert len(page.events) == 6  # the first event, and what makes the mebibyte full
-    assert_dense(await whole_log(registry, record.job_id))
-
-
-async def test_job_that_is_not_stored_is_erased_when_it_ends(registry: JobRegistry) -> None:
-    record = await new_job(registry, store=False)
-    await registry.start(record.job_id, owner="b")
-    await end(registry, record.job_id, result={"text": "secret", "n": 1})
-    view = await registry.view(record.job_id)
-    assert (view.state, view.result, view.last_seq) == ("completed", {"n": 1}, 3)
-    for call in (registry.read(record.job_id, 0), registry.read(record.job_id, 2), registry.follow(record.job_id)):
-        with pytest.raises(GoneError) as caught:
-            await call
-        assert caught.value.status == 410
-    with pytest.raises(GoneError):
-        await registry.operation(record.job_id)
-    assert (await registry.follow(record.job_id, 3)).is_ended
-
-
-async def test_log_of_a_worker_forgets_its_oldest_part(registry: JobRegistry) -> None:
-    block = [told("x" * 60_000)] * 16
-    for _ in range(80):
-        await registry.append("worker-1", block)
-    head = (await registry.store.head("worker-1")) or pytest.fail("no log")
-    assert head.last_seq == 80 * 16
-    assert 1 < head.first_seq < head.last_seq
-    assert 32 * 1024 * 1024 < head.size_bytes <= 64 * 1024 * 1024
-    with pytest.raises(GoneError, match=f"before {head.first_seq} are no longer kept"):
-        await registry.read("worker-1", head.first_seq - 2)
-    kept = await registry.read("worker-1", head.first_seq - 1)
-    assert_dense(kept.events, head.first_seq)
-
-
-async def test_closed_registry_refuses_and_closes_again_without_harm(registry: JobRegistry) -> None:
-    record = await new_job(registry)
-    await registry.close()
-    await registry.close()
-    for call in (registry.get(record.job_id), registry.append(record.job_id, [told("x")])):
-        with pytest.raises(UnavailableError, match="closed"):
-            await call
 
 
 # What only a file has
@@ -392,17 +205,44 @@ async def test_file_in_a_missing_directory_or_of_a_later_version_is_refused(tmp_
         JobRegistry.open(tmp_path / "jobs.db")
 
 
-async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    events = [told(str(number)).numbered(number) for number in range(1, 6)]
+def _of_the_first_form(path: Path, events: list[bytes]) -> None:
+    """Make a file as the first version did, with a log of so many events, in two rows, and an empty one."""
     with contextlib.closing(sqlite3.connect(path)) as old:
         old.executescript((resources.files("rbee.jobs") / "migrations" / "0001_jobs.sql").read_text("utf-8"))
-        old.execute("INSERT INTO log_heads VALUES ('worker-1', 1, 5, 1, 0), ('worker-2', 1, 0, 0, 0)")
-        rows = [("worker-1", 2, b"\n".join(events[:2])), ("worker-1", 5, b"\n".join(events[2:]))]
-        old.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", rows)
+        heads = [("worker-1", 1, len(events), 1, 0), ("worker-2", 1, 0, 0, 0)]
+        old.executemany("INSERT INTO log_heads VALUES (?, ?, ?, ?, ?)", heads)
+        rows = [("worker-1", end, b"\n".join(events[end - count : end])) for end, count in ((2, 2), (5, 3))]
+        old.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", rows if events else [])
         old.execute("PRAGMA user_version = 1")
         old.commit()
 
+
+@pytest.mark.parametrize("events", [[], [told(str(number)).numbered(number) for number in range(1, 6)]])
+async def test_file_that_another_process_brings_up_to_date_meanwhile_is_not_changed_twice(
+    tmp_path: Path, events: list[bytes]
+) -> None:
+    path = tmp_path / "jobs.db"
+    _of_the_first_form(path, events)
+    first, second = (sqlite3.connect(path, isolation_level=None) for _ in range(2))
+
+    def overtake(statement: str) -> None:
+        if statement.startswith("BEGIN"):
+            first.set_trace_callback(None)
+            _migrate(second)
+
+    first.set_trace_callback(overtake)
+    _migrate(first)
+    first.close()
+    second.close()
+    registry = JobRegistry.open(path)
+    assert await whole_log(registry, "worker-1") == events
+    await registry.close()
+
+
+async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    events = [told(str(number)).numbered(number) for number in range(1, 6)]
+    _of_the_first_form(path, events)
     registry = JobRegistry.open(path)
     assert await whole_log(registry, "worker-1") == events
     assert (await registry.read("worker-1", 3)).events == events[3:]
@@ -424,3 +264,31 @@ async def test_errors_of_the_store_are_errors_of_the_house(tmp_path: Path) -> No
     assert isinstance(caught.value, UnavailableError)
     assert await end(registry, record.job_id, JobState.CANCELLED, reason=Reason.USER)
     await registry.close()
+
+
+async def test_cursors_survive_a_restart(tmp_path: Path) -> None:
+    for start in range(0, 30, 10):
+        store = SqliteStore(tmp_path / "jobs.db")
+        known = await store.cursors(["worker-1/stdout"])
+        assert known == ({"worker-1/stdout": (start, 2)} if start else {})
+        await store.ingest([SourceBatch("worker-1/stdout", start, start + 10, 2, [Entry("worker-1", told("x"))])])
+        await store.close()
+
+
+async def test_full_log_of_a_job_takes_no_more_lines_counts_them_and_still_ends(
+    registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "JOB_LOG_BYTES_MAX", 1000)
+    full: list[str] = []
+    registry.hub.on_full = full.append
+    record = await new_job(registry)
+    assert await registry.store.ingest([captured(0, 20, record.job_id)]) == {"worker-1/stdout": 20}
+    assert full == []
+    assert await registry.store.ingest([captured(20, 27, record.job_id)]) == {"worker-1/stdout": 27}
+    assert full == [record.job_id]
+    await end(registry, record.job_id, JobState.CANCELLED)
+    events = await whole_log(registry, record.job_id)
+    assert_dense(events)
+    assert kinds(events) == ["queued", *["narration"] * 20, "gap", "end"]
+    gap = json.loads(events[-2])
+    assert (gap["reason"], gap["lost_lines"]) == ("log_full", 7)

@@ -10,7 +10,7 @@ import pytest
 from rbee.contracts.states import TERMINAL_STATES, TRANSITIONS, JobState, Phase, Reason
 from rbee.errors import ConflictError, WorkerLostError
 from rbee.jobs.endings import error_body
-from rbee.jobs.lifecycle import cancel_requested, check_transition, ended, started
+from rbee.jobs.lifecycle import cancel_requested, check_transition, ended, released, renewed, started
 from rbee.jobs.records import Changed, Fence, JobRecord
 
 LIFE = {
@@ -108,3 +108,26 @@ def test_cancel_request_marks_a_live_job_once_and_an_ended_one_never(state: JobS
     assert once.is_cancel_requested == (state not in TERMINAL_STATES)
     assert cancel_requested(once).record == once
     assert cancel_requested(once).events == []
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
+def test_job_that_has_ended_is_neither_renewed_nor_released(state: JobState) -> None:
+    with pytest.raises(ConflictError, match="it cannot become running"):
+        renewed(job(state), Fence("boot-1", 1), 9.0)
+    with pytest.raises(ConflictError, match="it cannot become running"):
+        released(job(state), Fence("boot-1", 1), 9.0, is_counted=False, events=[])
+
+
+@pytest.mark.parametrize("fence", [Fence("boot-1", 0), Fence("boot-1", 2), Fence("boot-2", 1)])
+def test_job_of_another_owner_is_neither_renewed_nor_released(fence: Fence) -> None:
+    with pytest.raises(ConflictError, match="no longer holds it"):
+        renewed(job(), fence, 9.0)
+    with pytest.raises(ConflictError, match="no longer holds it"):
+        released(job(), fence, 9.0, is_counted=True, events=[])
+
+
+@pytest.mark.parametrize(("is_counted", "attempts"), [(True, 2), (False, 3)])
+def test_release_leaves_a_job_without_an_owner_until_its_next_attempt(is_counted: bool, attempts: int) -> None:
+    held = job(lease_until=5.0, attempts=2)
+    after = released(held, Fence("boot-1", 1), 9.0, is_counted=is_counted, events=[]).record
+    assert (after.owner, after.lease_until, after.attempts, after.state) == (None, 9.0, attempts, "running")

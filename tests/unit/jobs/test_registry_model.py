@@ -9,18 +9,23 @@ import json
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from rbee.contracts.operations import QueenCheck
-from rbee.contracts.states import TERMINAL_STATES, JobState
+from rbee.contracts.events import encode_json
+from rbee.contracts.operations import Operation, QueenCheck
+from rbee.contracts.states import TERMINAL_STATES, JobState, Reason
 from rbee.errors import ConflictError, GoneError
-from rbee.jobs import Fence, JobRegistry
+from rbee.jobs import Fence, JobRecord, JobRegistry
+from rbee.jobs.claim import claimed
+from rbee.jobs.lifecycle import released, renewed
+from rbee.jobs.records import Changed
 from rbee.jobs.sqlite_store import SqliteStore
 from tests.unit.jobs.job_stage import end, told, whole_log
 
@@ -28,22 +33,31 @@ T = TypeVar("T")
 
 BEGAN_S = 1_000_000_000.0
 OWNERS = st.sampled_from(["this-boot", "that-boot"])
-STEPS = st.sampled_from([-86_400.0, -1.0, 0.25, 86_400.0])
+STEPS_S = st.sampled_from([-86_400.0, -3_600.0, -1.0, 0.25, 10.0, 31.0, 3_600.0, 86_400.0])
+LEASES_S = st.sampled_from([0.5, 30.0, 7_200.0])
+ATTEMPTS = st.integers(-1, 1)
+"""By how much a caller is wrong about the attempt; late signals are those of an earlier one."""
 
 
 class Model:
     """What a job must look like."""
 
-    def __init__(self, store: bool, created_at: float) -> None:
+    def __init__(self, operation: Operation, created_at: float) -> None:
         self.state = JobState.QUEUED
+        self.reason: Reason | None = None
         self.attempt = 0
+        self.attempts = operation.attempts
+        self.priority = operation.priority
         self.owner: str | None = None
         self.is_cancelling = False
-        self.store = store
+        self.store = operation.store
         self.events = 1
         self.created_at = created_at
         self.started_at: float | None = None
         self.ended_at: float | None = None
+        self.deadline_at = operation.timeout_s and created_at + operation.timeout_s
+        self.queue_deadline_at = operation.queue_timeout_s and created_at + operation.queue_timeout_s
+        self.lease_until: float | None = None
 
     @property
     def is_ended(self) -> bool:
@@ -52,9 +66,33 @@ class Model:
     def holds(self, fence: Fence | None) -> bool:
         return fence is None or (fence.owner, fence.attempt) == (self.owner, self.attempt)
 
+    def run(self, owner: str, now_s: float, lease_until: float | None = None) -> None:
+        self.state, self.attempt, self.events = JobState.RUNNING, self.attempt + 1, self.events + 1
+        self.owner, self.started_at, self.lease_until = owner, self.started_at or now_s, lease_until
+
+    def end(self, to: JobState, reason: Reason, now_s: float) -> None:
+        self.state, self.reason, self.events = to, reason, self.events + 2
+        self.ended_at, self.lease_until = now_s, None
+
+    def overdue(self, now_s: float) -> tuple[JobState, Reason] | None:
+        """Say how it ends instead of being begun."""
+        is_queued = self.state is JobState.QUEUED
+        if self.is_cancelling:
+            return JobState.CANCELLED, Reason.USER
+        if self.deadline_at and self.deadline_at <= now_s:
+            return JobState.FAILED, Reason.TIMEOUT
+        if is_queued and self.queue_deadline_at and self.queue_deadline_at <= now_s:
+            return JobState.FAILED, Reason.QUEUE_TIMEOUT
+        if not is_queued and self.attempt >= self.attempts:
+            return JobState.FAILED, Reason.WORKER_LOST
+        return None
+
 
 class RegistryMachine(RuleBasedStateMachine):
+    """Two programs on one file; `registry` is the one that is asked next."""
+
     jobs: Bundle[str] = Bundle("jobs")
+    steps_made: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,26 +110,41 @@ class RegistryMachine(RuleBasedStateMachine):
 
         return self.runner.run(waiting())
 
-    async def opened(self) -> JobRegistry:
-        return JobRegistry(SqliteStore(self.path), clock=lambda: self.now_s)
+    async def opened(self) -> tuple[JobRegistry, JobRegistry]:
+        one, other = (JobRegistry(SqliteStore(self.path), clock=lambda: self.now_s) for _ in range(2))
+        return one, other
+
+    async def closed(self) -> None:
+        await self.registry.close()
+        await self.other.close()
 
     @initialize()
     def begin(self) -> None:
-        self.registry = self.wait(self.opened())
+        self.registry, self.other = self.wait(self.opened())
 
-    @rule(target=jobs, store=st.booleans(), key=st.none() | st.sampled_from("ab"), lines=st.integers(1, 2))
-    def create(self, store: bool, key: str | None, lines: int) -> str:
+    @rule(
+        target=jobs,
+        operation=st.builds(
+            QueenCheck,
+            store=st.booleans(),
+            lines=st.integers(1, 2),
+            priority=st.integers(-1, 1),
+            attempts=st.integers(1, 3),
+            timeout_s=st.none() | st.just(60.0),
+            queue_timeout_s=st.none() | st.just(20.0),
+        ),
+        key=st.none() | st.sampled_from("ab"),
+    )
+    def create(self, operation: QueenCheck, key: str | None) -> str:
         call = self.registry.create(
-            QueenCheck(store=store, lines=lines),
-            correlation_id="c-1",
-            idempotency_key=key and f"{key}{store}{lines}",
+            operation, correlation_id="c-1", idempotency_key=key and f"{key}{encode_json(operation).decode()}"
         )
         record = self.wait(call)
         before = self.keys.get(record.idempotency_key or "")
         assert record.job_id == (before or record.job_id), "one key made two jobs"
         if before is None:
             self.keys[record.idempotency_key or record.job_id] = record.job_id
-            self.models[record.job_id] = Model(store, self.now_s)
+            self.models[record.job_id] = Model(operation, self.now_s)
         return record.job_id
 
     @rule(job=jobs)
@@ -105,8 +158,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if model.is_ended or model.is_cancelling:
             self.refused(self.registry.start(job, owner=owner))
             return
-        model.state, model.attempt, model.events = JobState.RUNNING, model.attempt + 1, model.events + 1
-        model.owner, model.started_at = owner, model.started_at or self.now_s
+        model.run(owner, self.now_s)
         assert self.wait(self.registry.start(job, owner=owner)).attempt == model.attempt
 
     @rule(job=jobs, owner=OWNERS)
@@ -118,6 +170,66 @@ class RegistryMachine(RuleBasedStateMachine):
             return
         model.owner, model.events = owner, model.events + 1
         assert self.wait(call).attempt == model.attempt
+
+    @rule(owner=OWNERS, limit=st.integers(1, 4), lease_s=LEASES_S)
+    def claim(self, owner: str, limit: int, lease_s: float) -> None:
+        now_s = self.now_s
+
+        def decide(record: JobRecord) -> Changed:
+            return claimed(record, owner=owner, now=now_s, lease_s=lease_s, name="worker")
+
+        turns = self.wait(self.registry.store.claim(["queen_check"], now_s, limit, decide))
+        assert [record.job_id for record, _ in turns] == self.begun_by_turn(owner, limit, lease_s)
+        for record, request in turns:
+            assert self.registry.load(request) == self.wait(self.registry.operation(record.job_id))
+
+    def begun_by_turn(self, owner: str, limit: int, lease_s: float) -> list[str]:
+        """Have the model's jobs begun, or ended, as it is their turn; returns those that are begun."""
+        models = self.models.items()
+        leased = [(model.lease_until, job) for job, model in models if model.lease_until is not None]
+        queued = [(-model.priority, job) for job, model in models if model.state is JobState.QUEUED]
+        in_turn = [job for until, job in sorted(leased) if until <= self.now_s] + [
+            job for _, job in sorted(queued)
+        ]
+        begun: list[str] = []
+        for job in in_turn:
+            model = self.models[job]
+            if len(begun) == limit:
+                break
+            if ending := model.overdue(self.now_s):
+                model.end(*ending, self.now_s)
+            else:
+                model.run(owner, self.now_s, self.now_s + lease_s)
+                begun.append(job)
+        return begun
+
+    @rule(job=jobs, owner=OWNERS, off=ATTEMPTS, lease_s=LEASES_S)
+    def renew(self, job: str, owner: str, off: int, lease_s: float) -> None:
+        model = self.models[job]
+        fence, until = Fence(owner, model.attempt + off), self.now_s + lease_s
+        call = self.registry.store.change(job, lambda record: renewed(record, fence, until))
+        if model.state is not JobState.RUNNING or not model.holds(fence):
+            self.refused(call)
+            return
+        self.wait(call)
+        model.lease_until = until
+
+    @rule(job=jobs, owner=OWNERS, off=ATTEMPTS, wait_s=st.sampled_from([0.0, 50.0]))
+    def release(self, job: str, owner: str, off: int, wait_s: float) -> None:
+        """Give it back (at once), or have it begun again after a while."""
+        model = self.models[job]
+        fence, until = Fence(owner, model.attempt + off), self.now_s + wait_s
+
+        def decide(record: JobRecord) -> Changed:
+            return released(record, fence, until, is_counted=wait_s > 0, events=[told("released")])
+
+        call = self.registry.store.change(job, decide)
+        if model.state is not JobState.RUNNING or not model.holds(fence):
+            self.refused(call)
+            return
+        self.wait(call)
+        model.owner, model.lease_until, model.events = None, until, model.events + 1
+        model.attempts += wait_s == 0
 
     @rule(
         job=jobs,
@@ -132,11 +244,20 @@ class RegistryMachine(RuleBasedStateMachine):
         if model.is_ended or is_early or not model.holds(fence):
             self.refused(call)
             return
-        model.state, model.events, model.ended_at = to, model.events + 2, self.now_s
+        model.end(to, Reason.OK, self.now_s)
         assert self.wait(call).state is to
 
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
+        model = self.models[job]
+        if model.state is JobState.QUEUED:
+            model.end(JobState.CANCELLED, Reason.USER, self.now_s)
+        elif model.state is JobState.RUNNING:
+            model.is_cancelling = True
+        assert self.wait(self.registry.cancel(job)).state is model.state
+
+    @rule(job=jobs)
+    def request_cancel(self, job: str) -> None:
         model = self.models[job]
         model.is_cancelling = model.is_cancelling or not model.is_ended
         assert self.wait(self.registry.request_cancel(job)).is_cancel_requested == model.is_cancelling
@@ -153,14 +274,27 @@ class RegistryMachine(RuleBasedStateMachine):
         self.wait(self.registry.update(job, message="m", events=[told("x")]))
         model.events += not model.is_ended
 
-    @rule(by_s=STEPS)
+    @rule(job=jobs, after=st.integers(0, 12), limit=st.integers(1, 5))
+    def read_from_anywhere(self, job: str, after: int, limit: int) -> None:
+        model = self.models[job]
+        if model.is_ended and not model.store:
+            return
+        page = self.wait(self.registry.read(job, after, limit))
+        assert page.events == self.wait(whole_log(self.registry, job))[after : after + limit]
+        assert (page.head.first_seq, page.head.last_seq) == (1, model.events)
+
+    @rule(by_s=STEPS_S)
     def step_the_clock(self, by_s: float) -> None:
         self.now_s += by_s
 
     @rule()
+    def let_the_other_program_go_on(self) -> None:
+        self.registry, self.other = self.other, self.registry
+
+    @rule()
     def open_again(self) -> None:
-        self.wait(self.registry.close())
-        self.registry = self.wait(self.opened())
+        self.wait(self.closed())
+        self.registry, self.other = self.wait(self.opened())
 
     @rule(job=jobs, count=st.integers(1, 6), heard=st.integers(0, 6), ends=st.booleans())
     def crash_in_the_middle_of_writes(self, job: str, count: int, heard: int, ends: bool) -> None:
@@ -169,15 +303,15 @@ class RegistryMachine(RuleBasedStateMachine):
         if model.is_ended:
             return
         acknowledged = self.wait(self.written_until_the_crash(job, count, min(heard, count + ends), ends))
-        self.registry = self.wait(self.opened())
+        self.registry, self.other = self.wait(self.opened())
         view = self.wait(self.registry.view(job))
         is_over = view.state is JobState.FAILED
         there = count if is_over else (view.last_seq - model.events) // 2
         assert (view.last_seq - model.events) == there * 2 + is_over * 2
         assert acknowledged <= there + is_over <= count + ends
-        model.events = view.last_seq
         if is_over:
-            model.state, model.ended_at = JobState.FAILED, self.now_s
+            model.end(JobState.FAILED, Reason.OK, self.now_s)
+        model.events = view.last_seq
 
     async def written_until_the_crash(self, job: str, count: int, heard: int, ends: bool) -> int:
         """Ask for writes all at once; when some are acknowledged, go on with a copy of the files as they are."""
@@ -196,7 +330,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 if (file := before.with_name(before.name + suffix)).exists():
                     shutil.copyfile(file, self.path.with_name(self.path.name + suffix))
         await asyncio.gather(*tasks)
-        await registry.close()
+        await self.closed()
         return heard
 
     def refused(self, call: Awaitable[Any]) -> None:
@@ -208,10 +342,16 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
+        type(self).steps_made += 1
+        states = Counter(model.state for model in self.models.values())
+        assert self.wait(self.registry.store.counts()) == dict.fromkeys(JobState, 0) | states
         for job, model in self.models.items():
             view = self.wait(self.registry.view(job))
-            assert (view.state, view.attempt, view.last_seq) == (model.state, model.attempt, model.events)
-            assert self.wait(self.registry.get(job)).owner == model.owner
+            assert (view.state, view.reason, view.attempt) == (model.state, model.reason, model.attempt)
+            assert (view.last_seq, view.queue_position) == (model.events, self.position(job))
+            record = self.wait(self.registry.get(job))
+            assert (record.owner, record.lease_until) == (model.owner, model.lease_until)
+            assert (record.attempts, record.is_cancel_requested) == (model.attempts, model.is_cancelling)
             times = [time and time.timestamp() for time in (view.created_at, view.started_at, view.ended_at)]
             assert times == [model.created_at, model.started_at, model.ended_at]
             if model.is_ended and not model.store:
@@ -222,6 +362,13 @@ class RegistryMachine(RuleBasedStateMachine):
             assert [event["kind"] for event in events].count("end") == model.is_ended
             assert (events[-1]["kind"] == "end") == model.is_ended
 
+    def position(self, job: str) -> int | None:
+        """Return how many queued jobs go before this queued one, plus 1."""
+        models = self.models.items()
+        queued = sorted((-each.priority, name) for name, each in models if each.state is JobState.QUEUED)
+        names = [name for _, name in queued]
+        return names.index(job) + 1 if job in names else None
+
     def gone(self, job: str) -> None:
         try:
             self.wait(self.registry.read(job, 0))
@@ -231,7 +378,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "registry"):
-            self.wait(self.registry.close())
+            self.wait(self.closed())
         self.runner.close()
         self.directory.cleanup()
 

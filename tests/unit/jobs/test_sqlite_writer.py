@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -118,6 +119,46 @@ async def test_transaction_that_sqlite_itself_rolled_back_fails_who_was_in_it_al
     assert [type(result) for result in results] == [int, UnavailableError, int]
     assert book.published == ["1", "3"]
     assert book.numbers() == [1, 3]
+
+
+async def test_write_that_builds_on_one_that_fails_publishes_nothing(book: Book) -> None:
+    """At first both are made; when the first one fails the commit, the second one finds nothing to build on."""
+    orphan = book.put(1, lambda: book.connection.execute("INSERT INTO child VALUES (99)"))
+
+    def build(tx: Transaction) -> None:
+        if tx.execute("SELECT n FROM t").fetchone() is None:
+            raise ConflictError("There is nothing to build on.")
+        tx.committed.append(Committed("built", 1, 1, b"", False))
+
+    results = await together(book, orphan, build)
+    assert [type(result) for result in results] == [UnavailableError, ConflictError]
+    assert book.published == []
+
+
+async def test_writes_that_come_together_wait_together_for_a_file_that_is_in_use(
+    book: Book, tmp_path: Path
+) -> None:
+    is_waiting = threading.Event()
+
+    def trace(statement: str) -> None:
+        book.transactions.append(statement)
+        is_waiting.set()
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "book.db", isolation_level=None)) as stranger:
+        stranger.execute("BEGIN IMMEDIATE")
+        book.connection.execute("PRAGMA busy_timeout=500")
+        book.connection.set_trace_callback(trace)
+        book.transactions.clear()
+        first = asyncio.ensure_future(book.writer.write(book.put(0)))
+        await asyncio.to_thread(is_waiting.wait)
+        results = await asyncio.gather(
+            first, *(book.writer.write(book.put(number)) for number in range(1, 20)), return_exceptions=True
+        )
+        stranger.execute("COMMIT")
+    assert [type(result) for result in results] == [UnavailableError] * 20
+    assert book.transactions == ["BEGIN IMMEDIATE"] * 2  # that of the first, and one for all that came meanwhile
+    assert await book.writer.write(book.put(99)) == 99
+    assert book.numbers() == [99]
 
 
 async def test_publication_follows_the_order_of_asking_and_precedes_the_answer(book: Book) -> None:

@@ -5,30 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from rbee.contracts.states import JobState
-from rbee.jobs import JobRegistry, sqlite_store
-from rbee.jobs.records import Entry, SourceBatch, WorkerRecord
-from rbee.jobs.sqlite_store import SqliteStore
-from tests.unit.jobs.job_stage import assert_dense, end, kinds, new_job, told, whole_log
-
-
-@pytest.fixture(params=["memory", "file"])
-async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobRegistry]:
-    opened = JobRegistry.open(None if request.param == "memory" else tmp_path / "jobs.db")
-    yield opened
-    await opened.close()
-
-
-def batch(start: int, stop: int, log_id: str = "worker-1", source: str = "worker-1/stdout") -> SourceBatch:
-    entries = [
-        Entry(log_id, told(str(number)), ("worker-1", told(f"late {number}"))) for number in range(start, stop)
-    ]
-    return SourceBatch(source, start, stop, 0, entries)
+from rbee.jobs import JobRegistry
+from rbee.jobs.records import SourceBatch, WorkerRecord
+from tests.unit.jobs.job_stage import assert_dense, captured, end, kinds, new_job, whole_log
 
 
 async def said(registry: JobRegistry, log_id: str) -> list[str]:
@@ -38,33 +19,33 @@ async def said(registry: JobRegistry, log_id: str) -> list[str]:
 
 async def test_batch_and_its_cursor_are_committed_together(registry: JobRegistry) -> None:
     record = await new_job(registry)
-    assert await registry.store.ingest([batch(0, 3, record.job_id)]) == {"worker-1/stdout": 3}
+    assert await registry.store.ingest([captured(0, 3, record.job_id)]) == {"worker-1/stdout": 3}
     assert await registry.store.cursors(["worker-1/stdout", "worker-2/stdout"]) == {"worker-1/stdout": (3, 0)}
     assert await said(registry, record.job_id) == ["0", "1", "2"]
 
 
 async def test_batch_that_is_not_at_the_cursor_is_left_out_and_told_where_it_is(registry: JobRegistry) -> None:
     record = await new_job(registry)
-    await registry.store.ingest([batch(0, 3, record.job_id)])
-    for wrong in (batch(0, 3, record.job_id), batch(1, 5, record.job_id), batch(4, 6, record.job_id)):
+    await registry.store.ingest([captured(0, 3, record.job_id)])
+    for wrong in (captured(0, 3, record.job_id), captured(1, 5, record.job_id), captured(4, 6, record.job_id)):
         assert await registry.store.ingest([wrong]) == {"worker-1/stdout": 3}
     assert await said(registry, record.job_id) == ["0", "1", "2"]
-    assert await registry.store.ingest([batch(3, 4, record.job_id), batch(4, 5, record.job_id)]) == {
+    assert await registry.store.ingest([captured(3, 4, record.job_id), captured(4, 5, record.job_id)]) == {
         "worker-1/stdout": 5
     }
     assert await said(registry, record.job_id) == ["0", "1", "2", "3", "4"]
 
 
 async def test_unknown_source_is_taken_from_the_first_offset_offered(registry: JobRegistry) -> None:
-    assert await registry.store.ingest([batch(7, 9)]) == {"worker-1/stdout": 9}
+    assert await registry.store.ingest([captured(7, 9)]) == {"worker-1/stdout": 9}
 
 
 async def test_line_for_a_log_that_has_ended_goes_to_the_speakers_own(registry: JobRegistry) -> None:
     record = await new_job(registry)
-    await registry.store.ingest([batch(0, 1, record.job_id)])
+    await registry.store.ingest([captured(0, 1, record.job_id)])
     await end(registry, record.job_id, JobState.CANCELLED)
     log = await whole_log(registry, record.job_id)
-    await registry.store.ingest([batch(1, 3, record.job_id), batch(0, 1, "job-nobody", "worker-1/stderr")])
+    await registry.store.ingest([captured(1, 3, record.job_id), captured(0, 1, "job-nobody", "worker-1/stderr")])
     assert await whole_log(registry, record.job_id) == log
     assert await said(registry, "worker-1") == ["late 1", "late 2", "late 0"]
 
@@ -74,9 +55,9 @@ async def test_line_and_end_at_the_same_time_never_leave_a_line_behind_the_end(r
         record = await new_job(registry)
         source = f"{record.job_id}/stdout"
         await asyncio.gather(
-            registry.store.ingest([batch(0, 2, record.job_id, source)]),
+            registry.store.ingest([captured(0, 2, record.job_id, source)]),
             end(registry, record.job_id, JobState.CANCELLED),
-            registry.store.ingest([batch(2, 4, record.job_id, source)]),
+            registry.store.ingest([captured(2, 4, record.job_id, source)]),
         )
         events = await whole_log(registry, record.job_id)
         assert_dense(events)
@@ -87,7 +68,7 @@ async def test_line_and_end_at_the_same_time_never_leave_a_line_behind_the_end(r
 async def test_sender_that_forgets_what_was_acknowledged_loses_and_doubles_nothing(registry: JobRegistry) -> None:
     record, chance, position = await new_job(registry), random.Random(3), 0
     while position < 500:
-        offered = batch(position, min(position + chance.randint(1, 40), 500), record.job_id)
+        offered = captured(position, min(position + chance.randint(1, 40), 500), record.job_id)
         acknowledged = (await registry.store.ingest([offered]))["worker-1/stdout"]
         position = acknowledged if chance.random() < 0.7 else chance.randint(0, acknowledged)
     assert await said(registry, record.job_id) == [str(number) for number in range(500)]
@@ -106,36 +87,8 @@ async def test_end_of_a_worker_is_kept_with_the_batch_it_came_in_until_it_was_to
     assert await whole_log(registry, "worker-1") == []
 
 
-async def test_cursors_survive_a_restart(tmp_path: Path) -> None:
-    for start in range(0, 30, 10):
-        store = SqliteStore(tmp_path / "jobs.db")
-        known = await store.cursors(["worker-1/stdout"])
-        assert known == ({"worker-1/stdout": (start, 2)} if start else {})
-        await store.ingest([SourceBatch("worker-1/stdout", start, start + 10, 2, [Entry("worker-1", told("x"))])])
-        await store.close()
-
-
 async def test_cursors_of_many_sources_are_found_at_once(registry: JobRegistry) -> None:
     names = [f"worker-{number}/stdout" for number in range(1500)]
     await registry.store.ingest([SourceBatch(name, 0, 1, 0, []) for name in names])
     assert len(await registry.store.cursors(names)) == 1500
     assert await registry.store.cursors([]) == {}
-
-
-async def test_full_log_of_a_job_takes_no_more_lines_counts_them_and_still_ends(
-    registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_store, "JOB_LOG_BYTES_MAX", 1000)
-    full: list[str] = []
-    registry.hub.on_full = full.append
-    record = await new_job(registry)
-    assert await registry.store.ingest([batch(0, 20, record.job_id)]) == {"worker-1/stdout": 20}
-    assert full == []
-    assert await registry.store.ingest([batch(20, 27, record.job_id)]) == {"worker-1/stdout": 27}
-    assert full == [record.job_id]
-    await end(registry, record.job_id, JobState.CANCELLED)
-    events = await whole_log(registry, record.job_id)
-    assert_dense(events)
-    assert kinds(events) == ["queued", *["narration"] * 20, "gap", "end"]
-    gap = json.loads(events[-2])
-    assert (gap["reason"], gap["lost_lines"]) == ("log_full", 7)
