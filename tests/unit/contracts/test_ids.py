@@ -28,6 +28,13 @@ def test_new_ids_of_later_milliseconds_sort_behind(monkeypatch: pytest.MonkeyPat
     assert all(is_id("job", one) for one in made)
 
 
+def test_new_ids_of_later_nanoseconds_of_one_millisecond_sort_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 1, 2, 1_000, 999_999])
+    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000_000_000 + next(times))
+    made = [new_id("job") for _ in range(5)]
+    assert made == sorted(made)
+
+
 def test_new_ids_of_one_millisecond_differ() -> None:
     assert len({new_id("job") for _ in range(5000)}) == 5000
 
