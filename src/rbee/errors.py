@@ -272,6 +272,30 @@ class DeadlineExceededError(RbeeError):
     remedy = "Allow more time (timeout_s), or ask for less."
 
 
+class QueueTimeoutError(DeadlineExceededError):
+    """The job still waited for its place when its time to wait was over."""
+
+    code = "queue_timeout"
+    reason = "queue_timeout"
+    remedy = "Allow more time (queue_timeout_s), or start another hive."
+
+
+class FirstTokenTimeoutError(DeadlineExceededError):
+    """The answer did not begin within its time."""
+
+    code = "first_token_timeout"
+    reason = "first_token_timeout"
+    remedy = "Allow more time (first_token_timeout_s), or shorten the prompt."
+
+
+class StalledError(DeadlineExceededError):
+    """The answer stood still for too long."""
+
+    code = "stalled"
+    reason = "stalled"
+    remedy = "Send the job again, or allow more time between two tokens (idle_timeout_s)."
+
+
 class StorageFullError(RbeeError):
     """The disk is full, so nothing new can be kept."""
 

@@ -54,10 +54,25 @@ class Message(Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unkn
     tool_call_id: str | None = None
 
 
-class Infer(Operation, tag="infer", frozen=True):
-    """Ask a model for an answer. Either `prompt` or `messages`; what is absent is the engine's choice."""
+class Generation(Operation, frozen=True):
+    """What every operation takes that asks a model for an answer.
+
+    Attributes:
+        model: The model's reference; the configured one by default.
+        first_token_timeout_s: Seconds from placement until the job fails with `first_token_timeout`, if no token
+            came; the server's setting by default.
+        idle_timeout_s: Seconds without a token, after the first, until the job fails with `stalled`; the server's
+            setting by default.
+    """
 
     model: ModelReference | None = None
+    first_token_timeout_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = None
+
+
+class Infer(Generation, tag="infer", frozen=True):
+    """Ask a model for an answer. Either `prompt` or `messages`; what is absent is the engine's choice."""
+
     prompt: str | None = None
     messages: list[Message] | None = None
     system: str | None = None
@@ -81,11 +96,10 @@ class Infer(Operation, tag="infer", frozen=True):
             raise ValueError("`messages` is empty")
 
 
-class ChatCompletion(Operation, tag="chat_completion", frozen=True):
+class ChatCompletion(Generation, tag="chat_completion", frozen=True):
     """A call of `/v1/chat/completions`, relayed; its parameters alone are kept, never its messages."""
 
     submittable: ClassVar[bool] = False
-    model: ModelReference | None = None
     parameters: dict[str, Any] = {}
 
 

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     USER = "user"
     TIMEOUT = "timeout"
     QUEUE_TIMEOUT = "queue_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
     STALLED = "stalled"
     WORKER_LOST = "worker_lost"
     WORKER_FAILED = "worker_failed"

@@ -39,6 +39,11 @@ class Ending(Struct, frozen=True):
 USER_STOP = Stop(JobState.CANCELLED, Reason.USER, "Cancelled by the caller.")
 
 
+def failing(error: RbeeError) -> Stop:
+    """Stop a job that an error, such as a deadline, ends from outside."""
+    return Stop(JobState.FAILED, Reason(error.reason), error.message, error)
+
+
 def completed(result: dict[str, Any] | None) -> Ending:
     """End with a result."""
     return Ending(JobState.COMPLETED, Reason.OK, "The job is complete.", "complete", "info", result=result)

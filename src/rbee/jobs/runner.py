@@ -9,15 +9,16 @@ from typing import Any
 
 from rbee.contracts.events import NewEvent
 from rbee.contracts.operations import AnyOperation
-from rbee.contracts.states import JobState, Phase, Reason
+from rbee.contracts.states import JobState, Phase
 from rbee.errors import (
     ConflictError,
     DeadlineExceededError,
+    QueueTimeoutError,
     RbeeError,
     StorageFullError,
     UnavailableError,
 )
-from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, failed, incident, stopped
+from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, failed, failing, incident, stopped
 from rbee.jobs.endings import error_body as error_body
 from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
@@ -39,6 +40,7 @@ class RunningJob:
         error: What the job failed with.
         wanted_phase: The phase to be told next; whoever brings the job there sets it.
         facts: What the closing sentence shall carry as fields; handlers add to it.
+        queue_deadline: Ends it, unless it is started before.
         is_resumed: An earlier boot of this program had begun it.
         is_begun: Its task runs, so that cancelling reaches the handler.
         is_ending: How it ends is settled; a stop comes too late.
@@ -52,6 +54,7 @@ class RunningJob:
         self.error: RbeeError | None = None
         self.wanted_phase: Phase | None = None
         self.task: asyncio.Task[None] | None = None
+        self.queue_deadline: asyncio.TimerHandle | None = None
         self.is_resumed = False
         self.is_begun = False
         self.is_ending = False
@@ -71,6 +74,8 @@ class RunningJob:
         events: list[NewEvent] | None = None,
     ) -> None:
         """Make the job `running`, this process its owner; `events` are said in the same transaction."""
+        if self.queue_deadline is not None:
+            self.queue_deadline.cancel()
         self.record = await self._runner.registry.start(
             self.job_id,
             owner=self._runner.owner,
@@ -180,24 +185,35 @@ class JobRunner:
         await asyncio.gather(*pending, return_exceptions=True)
 
     async def _run(self, job: RunningJob, handler: Handler) -> None:
+        deadlines = self._watch_deadlines(job)
         job.is_begun = True
-        deadline = self._watch_deadline(job)
         record = job.record
         try:
             with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
                 await self._finish(job, handler)
         finally:
-            if deadline is not None:
+            for deadline in deadlines:
                 deadline.cancel()
             del self._jobs[record.job_id]
 
-    def _watch_deadline(self, job: RunningJob) -> asyncio.TimerHandle | None:
-        if job.record.deadline_at is None:
-            return None
-        left_s = max(0.0, job.record.deadline_at - self.registry.now())
-        allowed_s = job.record.deadline_at - job.record.created_at
-        message = f"The job did not end within its {allowed_s:g} s."
-        stop = Stop(JobState.FAILED, Reason.TIMEOUT, message, DeadlineExceededError(message))
+    def _watch_deadlines(self, job: RunningJob) -> list[asyncio.TimerHandle]:
+        """Stop the job at the first of its deadlines; at once where one has passed while nobody ran it."""
+        record, watched = job.record, []
+        if record.deadline_at is not None:
+            allowed_s = record.deadline_at - record.created_at
+            error = DeadlineExceededError(f"The job did not end within its {allowed_s:g} s.")
+            watched.append(self._stop_at(record.deadline_at, job, error))
+        if record.queue_deadline_at is not None and record.state is JobState.QUEUED:
+            allowed_s = record.queue_deadline_at - record.created_at
+            late = QueueTimeoutError(f"The job still waited for its place after {allowed_s:g} s.")
+            job.queue_deadline = self._stop_at(record.queue_deadline_at, job, late)
+            watched.append(job.queue_deadline)
+        return watched
+
+    def _stop_at(self, deadline_at: float, job: RunningJob, error: RbeeError) -> asyncio.TimerHandle:
+        left_s, stop = deadline_at - self.registry.now(), failing(error)
+        if left_s <= 0:
+            self._stop(job, stop)  # before its handler begins
         return asyncio.get_running_loop().call_later(left_s, self._stop, job, stop)
 
     async def _finish(self, job: RunningJob, handler: Handler) -> None:

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from rbee.contracts.operations import Generation
 from rbee.contracts.states import HiveState
 from rbee.errors import (
-    DeadlineExceededError,
+    FirstTokenTimeoutError,
     HiveLostError,
     OverloadedError,
     RbeeError,
+    StalledError,
     UnavailableError,
     WorkerError,
     WorkerLostError,
@@ -55,7 +57,9 @@ class Answering:
         self._on_stuck = on_stuck
         self._can_move = can_move
 
-    async def ask(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+    async def ask(
+        self, placement: Placement, operation: Generation, path: str, body: bytes, correlation_id: str
+    ) -> None:
         """Ask for a kept answer until the worker has accepted, or its end is known.
 
         Asking again is harmless: a worker starts the same request once.
@@ -63,7 +67,7 @@ class Answering:
         Raises:
             RbeeError: What the worker refused with.
             WorkerLostError: It could not be reached for `hive_lost_s`, and nobody told of its end.
-            OverloadedError: Somebody else's requests had all its slots for `first_token_s`.
+            FirstTokenTimeoutError: Somebody else's requests had all its slots for as long as it may take to begin.
         """
         loop = asyncio.get_running_loop()
         began_at = loop.time()
@@ -72,8 +76,7 @@ class Answering:
                 await self._worker_api.keep(placement, path, body, correlation_id)
                 return
             except OverloadedError:  # it is just freeing a slot, or answers for a job that was given up
-                if loop.time() - began_at >= self._settings.first_token_s:
-                    raise
+                self._check_alive(placement, operation)
             except (WorkerLostError, UnavailableError):  # gone; stopping
                 if loop.time() - began_at >= self._settings.hive_lost_s:
                     raise
@@ -91,9 +94,9 @@ class Answering:
         began_at = loop.time()
         worker_deadline: float | None = None
         while not placement.closing.done():
+            placement.moved_at = now = loop.time()
             if self._book.has_ready(placement.worker_id, placement.hive_id):
                 return
-            now = loop.time()
             if self._hive_state(placement) is HiveState.LIVE:
                 worker_deadline = worker_deadline or now + self._settings.hive_lost_s
                 if now >= worker_deadline:
@@ -105,7 +108,7 @@ class Answering:
                 raise HiveLostError(f"The hive {placement.hive_id} was not heard of for {now - began_at:.0f} s.")
             await self._book.changed(ASK_AGAIN_S)
 
-    async def closing(self, placement: Placement) -> dict[str, Any]:
+    async def closing(self, placement: Placement, operation: Generation) -> dict[str, Any]:
         """Wait for the fields of the closing line of a kept answer.
 
         Timers stand still while the hive is not live: a hive that is stopped does not make an answer stalled.
@@ -114,29 +117,37 @@ class Answering:
             WorkerLostError: The worker ended.
             HiveLostError: Its hive was silent for `hive_timeout_s`; where the job can go to another one, for
                 `hive_lost_s`.
-            DeadlineExceededError: No token came for too long (reason `stalled`).
+            FirstTokenTimeoutError: No token came in time.
+            StalledError: After the first, none came for too long.
         """
-        moved_at = listed_at = asyncio.get_running_loop().time()
-        while True:
-            done, _ = await asyncio.wait({placement.closing}, timeout=LOOK_EVERY_S)
-            if done:
-                return placement.closing.result()
-            moved_at = self._check_alive(placement, max(moved_at, placement.heard_at))
+        listed_at = asyncio.get_running_loop().time()
+        while not placement.closing.done():
+            look_s = self._check_alive(placement, operation)
             listed_at = self._check_listed(placement, listed_at)
+            await asyncio.wait({placement.closing}, timeout=look_s)
+        return placement.closing.result()
 
-    def _check_alive(self, placement: Placement, moved_at: float) -> float:
-        """Return since when nothing has moved; raises when that is too long ago."""
+    def _check_alive(self, placement: Placement, operation: Generation) -> float:
+        """Return the seconds until the next look; raises when the hive is lost, or nothing moved for too long."""
         now = asyncio.get_running_loop().time()
         hive = self._book.hive(placement.hive_id)
         if self._book.state_of(hive) is not HiveState.LIVE:
             silent_s = self._book.silent_s(hive)
             if self._is_lost_for_good(placement, silent_s):
                 raise HiveLostError(f"The hive {hive.hive_id} has been silent for {silent_s:.0f} s.")
-            return now
-        limit_s = self._settings.stall_s if placement.heard_at else self._settings.first_token_s
-        if now - moved_at > limit_s:
-            raise DeadlineExceededError(f"The worker said no token for {limit_s:g} s.", reason="stalled")
-        return moved_at
+            placement.moved_at = now
+            return LOOK_EVERY_S
+        placement.moved_at = max(placement.moved_at, placement.heard_at)
+        if placement.heard_at:
+            limit_s = operation.idle_timeout_s or self._settings.stall_s
+        else:
+            limit_s = operation.first_token_timeout_s or self._settings.first_token_s
+        left_s = placement.moved_at + limit_s - now
+        if left_s > 0:
+            return min(left_s, LOOK_EVERY_S)
+        if placement.heard_at:
+            raise StalledError(f"The worker said no further token for {limit_s:g} s.")
+        raise FirstTokenTimeoutError(f"The worker said no first token within {limit_s:g} s.")
 
     def _check_listed(self, placement: Placement, listed_at: float) -> float:
         """Return when the worker's hive, where it is live, listed it last; raises when that is too long ago.
@@ -162,17 +173,26 @@ class Answering:
     async def stop(self, placement: Placement, correlation_id: str) -> None:
         """Stop a kept answer that is not closed yet, and wait for its closing line, within `stop_grace_s`.
 
-        A worker of a live hive that has not freed the slot by then is stopped itself.
+        The worker is told until it has heard. One of a live hive that has not freed the slot by then is stopped
+        itself; for a hive that falls silent nobody waits.
         """
         if placement.closing.done() and not isinstance(placement.closing.exception(), OverloadedError):
             return
-        is_told = await self._worker_api.stop(placement, correlation_id)
-        if self._hive_state(placement) is HiveState.LIVE:
-            done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.stop_grace_s)
-            if not done:
+        loop = asyncio.get_running_loop()
+        grace_until = loop.time() + self._settings.stop_grace_s
+        is_told = False
+        while True:
+            is_told = is_told or await self._worker_api.stop(placement, correlation_id)
+            if self._hive_state(placement) is not HiveState.LIVE:
+                if not is_told:
+                    self._workers.supersede(placement)  # stopped when its hive is back
+                return
+            done, _ = await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
+            if done:
+                return
+            if loop.time() >= grace_until:
                 await self._on_stuck(placement.worker_id)
-        elif not is_told:
-            self._workers.supersede(placement)  # stopped when its hive is back
+                return
 
     def _hive_state(self, placement: Placement) -> HiveState:
         try:
@@ -180,25 +200,26 @@ class Answering:
         except RbeeError:  # of an earlier boot, and not heard of since
             return HiveState.LOST
 
-    async def relayed_alive(self, placement: Placement, is_callers_turn: Callable[[], bool]) -> None:
+    async def relayed_alive(
+        self, placement: Placement, operation: Generation, is_callers_turn: Callable[[], bool]
+    ) -> None:
         """Watch over a relayed answer whose bytes are being passed on, until cancelled.
 
         Args:
             placement: Where it comes from; `heard_at` is when bytes came last.
+            operation: How long it may take to begin, and to go on.
             is_callers_turn: The caller is being waited for, who takes its time.
 
         Raises:
             RbeeError: The worker ended, or its hive is lost, or no bytes came for too long.
         """
-        moved_at = asyncio.get_running_loop().time()
-        while True:
-            await asyncio.wait({placement.closing}, timeout=LOOK_EVERY_S)
-            if placement.closing.done():
-                placement.closing.result()
-                await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
+        while not placement.closing.done():
+            look_s = self._check_alive(placement, operation)
+            await asyncio.wait({placement.closing}, timeout=look_s)
             if is_callers_turn():
-                moved_at = asyncio.get_running_loop().time()
-            moved_at = self._check_alive(placement, max(moved_at, placement.heard_at))
+                placement.moved_at = asyncio.get_running_loop().time()
+        placement.closing.result()
+        await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
 
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.

@@ -109,9 +109,12 @@ class Commands:
         return await self._run(job, hive_id, operation)
 
     async def _run(self, job: RunningJob, hive_id: str, operation: Operation) -> dict[str, Any]:
+        wanted = msgspec.structs.replace(  # its deadlines are watched here
+            operation, parent_job_id=job.job_id, timeout_s=None, queue_timeout_s=None, store=True
+        )
         return await self._hives.run(
             hive_id,
-            msgspec.structs.replace(operation, parent_job_id=job.job_id, timeout_s=None, store=True),
+            wanted,
             job_id=job.job_id,
             correlation_id=job.record.correlation_id,
             idempotency_key=f"{job.job_id}/{job.record.attempt}/{job.record.operation}",

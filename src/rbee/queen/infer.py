@@ -130,7 +130,7 @@ class InferHandler:
             if placement.attempt > 1:
                 said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)
             body = encode_json(chat_body(operation, said))
-            fields = await self._answer(job, body, placement, is_resumed=is_resumed)
+            fields = await self._answer(job, operation, body, placement, is_resumed=is_resumed)
         except asyncio.CancelledError:
             if job.stop is not None:
                 self._dispatcher.release(placement)
@@ -145,14 +145,14 @@ class InferHandler:
         return fields
 
     async def _answer(
-        self, job: RunningJob, body: bytes, placement: Placement, *, is_resumed: bool
+        self, job: RunningJob, operation: Infer, body: bytes, placement: Placement, *, is_resumed: bool
     ) -> dict[str, Any]:
         correlation_id = job.record.correlation_id
         try:
             if is_resumed:
                 await self._answering.found_again(placement)
-            await self._answering.ask(placement, CHAT_PATH, body, correlation_id)
-            return await self._answering.closing(placement)
+            await self._answering.ask(placement, operation, CHAT_PATH, body, correlation_id)
+            return await self._answering.closing(placement, operation)
         except asyncio.CancelledError:
             if job.stop is not None:  # else the queen ends: her next start goes on with it
                 await self._answering.stop(placement, correlation_id)

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from rbee.client.answers import read_bounded
 from rbee.contracts.events import encode_json
+from rbee.contracts.operations import Generation
 from rbee.contracts.views import ErrorAnswer
 from rbee.errors import HiveLostError, InternalError, RbeeError, UnavailableError, WorkerError, WorkerLostError
 from rbee.http.errors import error_response
@@ -113,7 +114,11 @@ class Relay:
     ) -> None:
         """Pass the bytes on for as long as the worker is known to be there and gives some."""
         passing = asyncio.ensure_future(self._pass(job, placement, path, body, caller))
-        watching = asyncio.ensure_future(self._answering.relayed_alive(placement, lambda: caller.is_waited_for))
+        operation = job.operation
+        assert isinstance(operation, Generation)
+        watching = asyncio.ensure_future(
+            self._answering.relayed_alive(placement, operation, lambda: caller.is_waited_for)
+        )
         try:
             await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not passing.done():

@@ -28,6 +28,7 @@ class Placement:
         model: What the worker has loaded.
         closing: The fields of the attempt's `worker_inference`; fails when the worker is lost.
         heard_at: Loop time of the last token line, 0 before the first.
+        moved_at: Loop time since which it stands still, from placement on; not while its hive is away.
     """
 
     def __init__(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> None:
@@ -36,8 +37,10 @@ class Placement:
         self.worker_id = worker_id
         self.hive_id = hive_id
         self.attempt = attempt
-        self.closing: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.closing: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.heard_at = 0.0
+        self.moved_at = loop.time()
 
     def fail(self, error: Exception) -> None:
         """Tell whoever waits for the closing line that none will come."""

@@ -26,6 +26,7 @@ NEVER = {
     "download_failed",
     "overloaded",
     "queue_timeout",
+    "first_token_timeout",
 }
 
 

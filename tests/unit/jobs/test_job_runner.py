@@ -314,6 +314,84 @@ async def test_deadline_that_passed_while_nobody_ran_the_job_fails_it_at_once(sa
     await registry.close()
 
 
+async def test_job_that_is_still_queued_at_its_queue_deadline_fails(
+    registry: JobRegistry, runner: JobRunner
+) -> None:
+    record = await registry.create(QueenCheck(queue_timeout_s=0.05, timeout_s=3600), correlation_id="c")
+
+    async def handler(job: RunningJob) -> None:
+        await asyncio.Event().wait()
+
+    await finished(launch(runner, record, handler))
+    closing, end = await last_two(registry, record.job_id)
+    assert closing["action"] == "queen_failed"
+    assert (end["state"], end["reason"], end["error"]["code"]) == ("failed", "queue_timeout", "queue_timeout")
+    assert end["message"] == "The job still waited for its place after 0.05 s."
+    assert kinds(await whole_log(registry, record.job_id)) == ["queued", "narration", "end"]
+
+
+async def test_job_that_is_being_started_at_its_queue_deadline_runs_on(
+    registry: JobRegistry, runner: JobRunner
+) -> None:
+    record = await registry.create(QueenCheck(queue_timeout_s=3600), correlation_id="c")
+    was_watched, is_watched_in_start, start = [], [], registry.start
+
+    async def start_and_look(*args: Any, **values: Any) -> JobRecord:
+        is_watched_in_start.append(not deadline().cancelled())
+        return await start(*args, **values)
+
+    def deadline() -> asyncio.TimerHandle:
+        watching = runner.running[record.job_id].queue_deadline
+        assert watching is not None
+        return watching
+
+    registry.start = start_and_look  # type: ignore[method-assign]
+
+    async def handler(job: RunningJob) -> None:
+        was_watched.append(not deadline().cancelled())
+        await job.start()
+
+    await finished(launch(runner, record, handler))
+    assert (was_watched, is_watched_in_start) == ([True], [False])
+    assert (await registry.get(record.job_id)).state is JobState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("operation", "reason"),
+    [
+        (QueenCheck(queue_timeout_s=100), Reason.QUEUE_TIMEOUT),
+        (QueenCheck(queue_timeout_s=100, timeout_s=99), Reason.TIMEOUT),
+    ],
+)
+async def test_queue_deadline_that_passed_while_nobody_ran_the_job_fails_it_before_its_handler_begins(
+    said: ListSink, operation: QueenCheck, reason: Reason
+) -> None:
+    registry = JobRegistry.open(None)
+    runner = JobRunner(registry, actor="queen", owner="boot-2", handlers={})
+    record = await registry.create(operation, correlation_id="c")
+    registry._clock = lambda: record.created_at + 101
+    work = Work()
+    await finished(launch(runner, record, work))
+    assert (await registry.get(record.job_id)).reason is reason
+    assert not work.has_begun.is_set()
+    await registry.close()
+
+
+async def test_queue_deadline_of_a_job_that_runs_already_is_not_watched(said: ListSink) -> None:
+    registry = JobRegistry.open(None)
+    runner = JobRunner(registry, actor="queen", owner="boot-2", handlers={})
+    record = await registry.create(QueenCheck(queue_timeout_s=100), correlation_id="c")
+    record = await registry.start(record.job_id, owner="boot-2")
+    registry._clock = lambda: record.created_at + 101
+
+    async def handler(job: RunningJob) -> None:
+        await job.take_over()
+
+    await finished(launch(runner, record, handler))
+    assert (await registry.get(record.job_id)).state is JobState.COMPLETED
+    await registry.close()
+
+
 async def test_job_that_ends_before_its_deadline_is_complete(registry: JobRegistry, runner: JobRunner) -> None:
     record = await registry.create(QueenCheck(timeout_s=3600), correlation_id="c")
 

@@ -27,25 +27,60 @@ async def _asked(queen: Queen, hive: ScriptedHive, **values: Any) -> tuple[str, 
     return job_id, worker_id
 
 
-async def test_answer_that_never_begins_is_stopped_as_stalled(tmp_path: Path) -> None:
-    async with queen_of(tmp_path, first_token_s=0.05) as queen:
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [({"first_token_s": 0.05}, {}), ({"first_token_s": 60}, {"first_token_timeout_s": 0.05})],
+)
+async def test_answer_that_does_not_begin_in_its_own_or_the_queens_time_is_stopped(
+    tmp_path: Path, settings: dict[str, Any], values: dict[str, Any]
+) -> None:
+    async with queen_of(tmp_path, **settings) as queen:
         hive = await queen.live_hive()
-        job_id, worker_id = await _asked(queen, hive)
+        job_id, worker_id = await _asked(queen, hive, **values)
         await until(lambda: hive.stopped == [f"{job_id}.1"])
         await hive.say(f"{worker_id}/stdout", closing(job_id, outcome="cancelled"))
         end = await queen.end(job_id)
 
-    assert (end["state"], end["reason"]) == ("failed", "stalled")
+    assert (end["state"], end["reason"], end["error"]["code"]) == ("failed", *["first_token_timeout"] * 2)
+    assert end["message"] == "The worker said no first token within 0.05 s."
 
 
-async def test_answer_that_stops_moving_is_stalled_after_the_shorter_time(tmp_path: Path) -> None:
-    async with queen_of(tmp_path, first_token_s=60, stall_s=0.05, stop_grace_s=0.05) as queen:
+@pytest.mark.parametrize(
+    ("settings", "values"), [({"stall_s": 0.05}, {}), ({"stall_s": 60}, {"idle_timeout_s": 0.05})]
+)
+async def test_answer_that_stands_still_for_its_own_or_the_queens_time_is_stalled(
+    tmp_path: Path, settings: dict[str, Any], values: dict[str, Any]
+) -> None:
+    async with queen_of(tmp_path, stop_grace_s=0.05, first_token_s=60, **settings) as queen:
         hive = await queen.live_hive()
-        job_id, worker_id = await _asked(queen, hive)
+        job_id, worker_id = await _asked(queen, hive, **values)
         await hive.say(f"{worker_id}/stdout", token(job_id))
         end = await queen.end(job_id)
 
-    assert (end["reason"], end["message"]) == ("stalled", "The worker said no token for 0.05 s.")
+    assert (end["state"], end["reason"], end["error"]["code"]) == ("failed", "stalled", "stalled")
+    assert end["message"] == "The worker said no further token for 0.05 s."
+
+
+async def test_deadline_of_an_answer_is_kept_to_the_moment_and_not_to_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "LOOK_EVERY_S", 3600)
+    async with queen_of(tmp_path, stop_grace_s=0.05) as queen:
+        hive = await queen.live_hive()
+        job_id, _ = await _asked(queen, hive, first_token_timeout_s=0.05)
+
+        assert (await queen.end(job_id))["reason"] == "first_token_timeout"
+
+
+async def test_answer_that_never_gets_its_slot_does_not_begin_in_time(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    hive.refusals = [OverloadedError("All slots are in use.") for _ in range(1000)]
+    worker_id = hive.has_worker()
+    job_id = await whole_queen.infer(first_token_timeout_s=0.05)
+    await until(lambda: hive.stopped == [f"{job_id}.1"])
+    await hive.say(f"{worker_id}/stdout", closing(job_id, outcome="cancelled"))
+
+    assert (await whole_queen.end(job_id))["reason"] == "first_token_timeout"
 
 
 async def test_answer_of_a_silent_hive_is_not_stalled_but_lost(tmp_path: Path) -> None:
