@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 
-from rbee.contracts.ids import new_id
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import HiveState, JobState, Phase, WorkerState
 from rbee.errors import CrashLoopError, HiveLostError, NoCapacityError, RbeeError
@@ -20,6 +18,8 @@ from rbee.queen.hives import Hive, HiveBook
 from rbee.queen.scheduler import Decision, HiveSpot, Refuse, Start, Use, Wait, WorkerSpot, can_take, place
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
+from rbee.queen.tickets import Starting, Ticket
+from rbee.queen.turns import Turns
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_AGAIN_S = 1.0
@@ -35,66 +35,6 @@ class StartFailedError(Exception):
     def __init__(self, cause: RbeeError) -> None:
         self.cause = cause
         super().__init__(cause.message)
-
-
-class Ticket:
-    """One job that waits for its place.
-
-    Attributes:
-        key: Its turn: by priority, then those that were placed before, then in order of arrival.
-        placement: Its place, once it has one.
-        why: Why that one.
-        wait: What it waits for.
-        starting: The start that it waits for.
-        error: What that start failed with.
-    """
-
-    def __init__(self, job: RunningJob, model: str, order: int) -> None:
-        self.job = job
-        self.model = model
-        self.key = (-job.record.priority, job.record.attempt == 0, order)
-        self.placement: Placement | None = None
-        self.why = ""
-        self.wait: Wait | None = None
-        self.starting: Starting | None = None
-        self.error: RbeeError | None = None
-        self.changed = asyncio.Event()
-
-    @property
-    def is_waiting(self) -> bool:
-        """Tell whether it is still to be decided about."""
-        return self.placement is None and self.error is None
-
-
-class Starting:
-    """A worker that is being started for `owner`, and all the jobs that wait for it.
-
-    Attributes:
-        worker_id: The worker.
-        task: Does it; None until the owner's log says so.
-    """
-
-    def __init__(self, decision: Start, owner: Ticket) -> None:
-        self.decision = decision
-        self.owner = owner
-        self.tickets = [owner]
-        self.worker_id = new_id("worker")
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Hive and model."""
-        return self.decision.hive_id, self.owner.model
-
-    def say(self, phase: Phase) -> None:
-        """Take note of how far it is, for the jobs that wait."""
-        for ticket in self.tickets:
-            ticket.job.wanted_phase = phase
-            ticket.changed.set()
-
-    def waiting(self) -> list[str]:
-        """Return the jobs that wait."""
-        return [ticket.job.job_id for ticket in self.tickets]
 
 
 class Dispatcher:
@@ -114,9 +54,9 @@ class Dispatcher:
         self._workers = workers
         self._starter = starter
         self._tickets: list[Ticket] = []
+        self.turns = Turns(self._tickets)
         self._starting: dict[tuple[str, str], Starting] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._order = itertools.count()
         self._pumped_at = 0.0
         book.listen(self.pump)
 
@@ -172,7 +112,7 @@ class Dispatcher:
             CrashLoopError: The model fails to start, on every hive that could take it.
             StartFailedError: The worker that it waited for could not be started.
         """
-        ticket = Ticket(job, model, next(self._order))
+        ticket = Ticket(job, model)
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:
@@ -197,7 +137,6 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         own: Starting | None = None
         needs_hive_since = loop.time()
-        said = ""
         self.pump()
         while ticket.placement is None:
             ticket.changed.clear()
@@ -214,7 +153,10 @@ class Dispatcher:
             elif loop.time() - needs_hive_since >= self._settings.hive_timeout_s:
                 raise self._no_hive(ticket.model, wait)
             if wait is not None:
-                said = await self._say_wait(ticket, wait, said)
+                if ticket.job.wanted_phase is None:
+                    ticket.job.wanted_phase = Phase.WAITING_FOR_SLOT
+                if not ticket.told:
+                    await self.turns.tell(ticket)
             await self._say_phase(ticket)
             try:
                 async with asyncio.timeout(LOOK_AGAIN_S):
@@ -223,14 +165,6 @@ class Dispatcher:
                 if loop.time() - self._pumped_at >= LOOK_AGAIN_S:  # else somebody else has just looked
                     self.pump()
         return ticket.placement, own.worker_id if own else None
-
-    async def _say_wait(self, ticket: Ticket, wait: Wait, said: str) -> str:
-        reason = "a hive is needed" if wait.needs_hive else wait.why
-        if reason != said:
-            await ticket.job.narrate("queen_wait", f"Waiting: {wait.why}.")
-            if ticket.job.wanted_phase is None:
-                ticket.job.wanted_phase = Phase.WAITING_FOR_SLOT
-        return reason
 
     async def _say_phase(self, ticket: Ticket) -> None:
         phase = ticket.job.wanted_phase

@@ -104,6 +104,8 @@ def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None
     if serving:
         worker = serving[0][1]
         if worker.is_ready:
+            if worker.slots == 1:
+                return Wait(f"the one slot of {worker.worker_id} is taken")
             return Wait(f"all {worker.slots} slots of {worker.worker_id} are taken")
         return Wait(f"{worker.worker_id} is loading {model}")
     if any(model in hive.starting for hive in live):

@@ -81,6 +81,7 @@ class QueenService:
             group.create_task(self._idle.run())
             group.create_task(self._old_requests.run())
             group.create_task(self._retention.run())
+            group.create_task(self.dispatcher.turns.run())
             await asyncio.Event().wait()
 
     async def close(self, grace_s: float) -> None:

@@ -168,7 +168,7 @@ def test_emptiest_worker_is_taken_first() -> None:
 def test_full_worker_is_waited_for_even_where_another_hive_has_room() -> None:
     decision = place(MODEL, (hive("h1", worker("a", slots=1, used=1)), hive("h2")))
 
-    assert decision == Wait("all 1 slots of a are taken")
+    assert decision == Wait("the one slot of a is taken")
 
 
 def test_loading_worker_is_waited_for() -> None:
