@@ -8,11 +8,12 @@ import msgspec
 
 from rbee.contracts.events import NARRATION_PREFIX, encode_json
 from rbee.contracts.operations import Infer
-from rbee.contracts.states import JobState, Reason
+from rbee.contracts.states import JobState
 from rbee.errors import GoneError, QueenLostError, WorkerLostError
 from rbee.jobs import JobRegistry, JobRunner
+from rbee.jobs.endings import USER_STOP, error_body, failed, stopped
 from rbee.jobs.records import JobRecord
-from rbee.jobs.runner import error_body, narration_event
+from rbee.jobs.runner import narration_event
 from rbee.jobs.store import all_jobs
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
@@ -114,16 +115,21 @@ class Leftovers:
             await self._end_lost(record, "The queen ended, and this job's request is no longer kept.")
             return
         self._runner.launch(record, operation)
+        if record.is_cancel_requested:
+            await self._runner.cancel(record.job_id)
 
     async def _end_lost(self, record: JobRecord, message: str) -> None:
+        """End what cannot go on: as cancelled where that was asked for, else as lost with its queen."""
+        ending = stopped(USER_STOP) if record.is_cancel_requested else failed(QueenLostError(message))
+        code: dict[str, Any] = {"code": ending.error.code} if ending.error else {}
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-            line = compose("queen_failed", message, level="error", code=QueenLostError.code)
+            line = compose(f"queen_{ending.word}", ending.message, level=ending.level, **code)
         await self._registry.end(
             record.job_id,
-            JobState.FAILED,
-            reason=Reason.QUEEN_LOST,
-            message=message,
-            error=error_body(QueenLostError(message)),
+            ending.state,
+            reason=ending.reason,
+            message=ending.message,
+            error=error_body(ending.error) if ending.error else None,
             events=[narration_event(line)],
         )
         emit(line)

@@ -11,7 +11,9 @@ from starlette.responses import Response
 from rbee.contracts.models import KNOWN_MODELS
 from rbee.contracts.operations import ChatCompletion
 from rbee.contracts.states import WorkerState
+from rbee.contracts.strict import decode_strict
 from rbee.errors import (
+    DeadlineExceededError,
     InvalidRequestError,
     ModelNotFoundError,
     NoCapacityError,
@@ -24,6 +26,7 @@ from rbee.http.routes import Route, read_body
 from rbee.queen.service import QueenService
 
 NEVER_KEPT = frozenset({"messages", "prompt", "input", "system", "instructions", "tools"})
+DEADLINES = ("timeout_s", "queue_timeout_s", "first_token_timeout_s", "idle_timeout_s")
 
 
 class OpenAIRoutes:
@@ -49,6 +52,7 @@ class OpenAIRoutes:
                     OverloadedError,
                     WorkerError,
                     NoCapacityError,
+                    DeadlineExceededError,
                 ),
             ),
             Route(
@@ -85,8 +89,7 @@ class OpenAIRoutes:
             raise InvalidRequestError("`messages` must be a list with at least one message.", param="messages")
         if request.headers.get("x-rbee-keep"):
             raise InvalidRequestError("x-rbee-keep is not supported yet; submit an infer job to /v1/jobs instead.")
-        parameters = {key: value for key, value in call.items() if key not in NEVER_KEPT}
-        operation = ChatCompletion(model=read_model(call), parameters=parameters)
+        operation = read_operation(call)
         record = await self._service.accept(
             operation,
             correlation_id=request.state.correlation_id,
@@ -109,6 +112,19 @@ def read_call(body: bytes) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"The body is no JSON object: {error}.") from None
     return call
+
+
+def read_operation(call: dict[str, Any]) -> ChatCompletion:
+    """Make the operation of a call, and take the deadlines, which are none of the engine's, out of the call.
+
+    Raises:
+        InvalidRequestError: The model or a deadline is of the wrong form.
+    """
+    model = read_model(call)
+    deadlines = {name: call.pop(name) for name in DEADLINES if name in call}
+    told = decode_strict(msgspec.json.encode({"operation": "chat_completion", **deadlines}), (ChatCompletion,))
+    parameters = {key: value for key, value in call.items() if key not in NEVER_KEPT}
+    return msgspec.structs.replace(told, model=model, parameters=parameters)
 
 
 def read_model(call: dict[str, Any]) -> str | None:

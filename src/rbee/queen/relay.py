@@ -13,7 +13,15 @@ from rbee.client.answers import read_bounded
 from rbee.contracts.events import encode_json
 from rbee.contracts.operations import Generation
 from rbee.contracts.views import ErrorAnswer
-from rbee.errors import HiveLostError, InternalError, RbeeError, UnavailableError, WorkerError, WorkerLostError
+from rbee.errors import (
+    HiveLostError,
+    InternalError,
+    InvalidRequestError,
+    RbeeError,
+    UnavailableError,
+    WorkerError,
+    WorkerLostError,
+)
 from rbee.http.errors import error_response
 from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
@@ -242,7 +250,7 @@ def _may_try(job: RunningJob, failed_starts: int) -> bool:
 
 def _why_ended(job: RunningJob) -> RbeeError:
     if job.stop is not None:
-        return UnavailableError(job.stop.message, code="cancelled")
+        return InvalidRequestError(job.stop.message, code="cancelled", remedy="Send it again if it is wanted.")
     if job.task is not None and job.task.cancelled():
         return UnavailableError("The queen is stopping.")
     return InternalError("The call ended without an answer.")

@@ -28,7 +28,7 @@ from rbee.contracts.operations import (
     WorkerStop,
     parse_operation,
 )
-from rbee.errors import RbeeError
+from rbee.errors import RbeeError, UnavailableError
 from rbee.http.auth import Door
 from rbee.http.job_routes import JobRoutes
 from rbee.http.routes import Route, build_app, read_body
@@ -56,6 +56,7 @@ class ScriptedHive:
         asked: The bodies and headers of the answers that were asked of its workers.
         refusals: What its workers refuse the next answers with.
         stopped: The ids of the requests that were stopped.
+        unheard: How many of the next stops its workers answer with an error.
         frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
         left: Set when the caller of a relayed answer has left.
         facts: What the closing sentences of commands carry.
@@ -77,6 +78,7 @@ class ScriptedHive:
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.refusals: list[RbeeError] = []
         self.stopped: list[str] = []
+        self.unheard = 0
         self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self.media = "text/event-stream"
         self.left = asyncio.Event()
@@ -215,6 +217,9 @@ class ScriptedHive:
             raise
 
     async def _unask(self, request: Request) -> Response:
+        if self.unheard:
+            self.unheard -= 1
+            raise UnavailableError("Not now.")
         self.stopped.append(request.path_params["request_id"])
         return Response(b"{}", status_code=202, media_type="application/json")
 

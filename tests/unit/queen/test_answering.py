@@ -198,6 +198,30 @@ async def test_cancelled_job_ends_behind_its_closing_line(whole_queen: Queen) ->
     assert whole_queen.service.workers.slots_used(worker_id) == 0
 
 
+async def test_worker_that_did_not_hear_of_a_stop_is_told_again(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    hive.unheard = 3
+    job_id, worker_id = await _asked(whole_queen, hive)
+
+    await whole_queen.service.runner.cancel(job_id)
+    await until(lambda: hive.stopped == [f"{job_id}.1"])
+    await hive.say(f"{worker_id}/stdout", closing(job_id, outcome="cancelled"))
+
+    assert (await whole_queen.end(job_id))["state"] == "cancelled"
+    assert hive.stopped == [f"{job_id}.1"]
+
+
+async def test_stop_does_not_wait_for_a_hive_that_falls_silent(tmp_path: Path) -> None:
+    async with queen_of(tmp_path, hive_stale_s=0.3, stop_grace_s=60) as queen:
+        hive = await queen.live_hive()
+        job_id, worker_id = await _asked(queen, hive)
+        await queen.service.runner.cancel(job_id)
+
+        assert (await queen.end(job_id))["state"] == "cancelled"
+        assert hive.stopped == [f"{job_id}.1"]
+        assert not queen.service.workers.is_draining(worker_id)
+
+
 async def test_worker_that_does_not_stop_is_stopped_itself(tmp_path: Path) -> None:
     async with queen_of(tmp_path, stop_grace_s=0.05) as queen:
         hive = await queen.live_hive()

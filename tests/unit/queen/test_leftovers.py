@@ -136,6 +136,35 @@ async def test_cancel_that_came_before_the_queen_died_is_carried_out_after(
         assert (await queen.end(job_id))["state"] == "cancelled"
 
 
+async def test_waiting_job_whose_cancel_came_before_the_queen_died_never_gets_its_turn(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        job_id = await first.infer()
+        await until(lambda: len(first.service.dispatcher._tickets) == 1)
+    await registry.request_cancel(job_id)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(job_id))["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+async def test_call_that_is_relayed_and_was_cancelled_before_the_queen_died_is_cancelled(
+    tmp_path: Path, registry: JobRegistry, has_run: bool
+) -> None:
+    record = await registry.create(ChatCompletion(), correlation_id="c", is_kept=False)
+    if has_run:
+        await registry.start(record.job_id, owner="earlier", hive_id=new_id("hive"), worker_id=new_id("worker"))
+    await registry.request_cancel(record.job_id)
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        end = await queen.end(record.job_id)
+        said = await queen.said(record.job_id)
+
+    assert (end["state"], end["reason"], end.get("error")) == ("cancelled", "user", None)
+    assert said[-2:] == ["queen_cancelled", "end"]
+
+
 async def test_running_call_that_is_relayed_ends_queen_lost(tmp_path: Path, registry: JobRegistry) -> None:
     record = await registry.create(ChatCompletion(), correlation_id="c", is_kept=False)
     await registry.start(record.job_id, owner="earlier", hive_id=new_id("hive"), worker_id=new_id("worker"))

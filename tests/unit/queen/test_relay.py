@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from rbee.errors import ContextExceededError, UnavailableError, WorkerError
@@ -89,6 +90,128 @@ async def test_caller_that_leaves_while_it_waits_leaves_no_job_behind(
 
     assert (await whole_queen.end(job_id))["state"] == "cancelled"
     await until(lambda: not whole_queen.service.dispatcher._tickets)
+
+
+async def _asked_whole(queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, **values: Any) -> Any:
+    """Ask for an answer that does not stream and does not end; returns the call and its job."""
+    hive.media = "application/json"
+    hive.frames.put_nowait(b'{"object":')
+    body = {**CALL, "stream": False, **values}
+    call = asyncio.ensure_future(caller.post(await queen.url() + "/v1/chat/completions", json=body))
+    await until(lambda: len(hive.asked) == 1)
+    return call, hive.asked[0][1]["x-job-id"]
+
+
+async def _left(hive: ScriptedHive) -> None:
+    async with asyncio.timeout(5):
+        await hive.left.wait()
+
+
+async def test_caller_that_leaves_a_call_without_stream_stops_the_worker_and_cancels_the_job(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    call, job_id = await _asked_whole(whole_queen, hive, caller)
+
+    call.cancel()
+    await _left(hive)
+    await _close(hive, job_id, outcome="cancelled")
+
+    assert (await whole_queen.end(job_id))["state"] == "cancelled"
+    assert whole_queen.service.workers.slots_used(hive.workers[0].worker_id) == 0
+
+
+async def test_call_without_stream_that_is_cancelled_stops_the_worker_and_is_not_to_be_sent_again(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    call, job_id = await _asked_whole(whole_queen, hive, caller)
+
+    async with caller.delete(await whole_queen.url() + f"/v1/jobs/{job_id}") as deleted:
+        assert deleted.status == 202
+    await _left(hive)
+    await _close(hive, job_id, outcome="cancelled")
+
+    async with await call as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"], error["retryable"]) == (400, "cancelled", False)
+    assert (await whole_queen.end(job_id))["state"] == "cancelled"
+
+
+async def test_stream_that_is_cancelled_ends_with_a_frame_that_says_so(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.frames.put_nowait(FRAME % 1)
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL)
+    job_id = response.headers["x-job-id"]
+    assert await response.content.readany() == FRAME % 1
+
+    async with caller.delete(await whole_queen.url() + f"/v1/jobs/{job_id}") as deleted:
+        assert deleted.status == 202
+    await _left(hive)
+    await _close(hive, job_id, outcome="cancelled")
+
+    rest = await response.content.read()
+    assert msgspec.json.decode(rest.removeprefix(b"data: "))["error"]["code"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("deadline", "reason"),
+    [
+        ({"timeout_s": 0.3}, "timeout"),
+        ({"first_token_timeout_s": 0.05}, "first_token_timeout"),
+    ],
+)
+async def test_deadline_of_a_call_is_its_status_and_goes_no_further_than_the_queen(
+    whole_queen: Queen,
+    hive: ScriptedHive,
+    caller: aiohttp.ClientSession,
+    deadline: dict[str, float],
+    reason: str,
+) -> None:
+    call, job_id = await _asked_whole(whole_queen, hive, caller, **deadline)
+    await _left(hive)
+    await _close(hive, job_id, outcome="cancelled")
+
+    async with await call as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["type"], error["code"]) == (504, "timeout_error", reason)
+    assert (await whole_queen.end(job_id))["reason"] == reason
+    assert hive.asked[0][0] == {**CALL, "stream": False}
+
+
+async def test_call_that_waits_too_long_for_its_slot_fails_with_queue_timeout(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    body = {**CALL, "queue_timeout_s": 0.05}
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=body) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (504, "queue_timeout")
+
+
+async def test_stream_that_stands_still_is_ended_as_stalled(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    hive.frames.put_nowait(FRAME % 1)
+    body = {**CALL, "idle_timeout_s": 0.05}
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=body)
+    assert await response.content.readany() == FRAME % 1
+    await _left(hive)
+    await _close(hive, response.headers["x-job-id"], outcome="cancelled")
+
+    rest = await response.content.read()
+    assert msgspec.json.decode(rest.removeprefix(b"data: "))["error"]["code"] == "stalled"
+    assert (await whole_queen.end(response.headers["x-job-id"]))["reason"] == "stalled"
+
+
+@pytest.mark.parametrize("deadline", [{"timeout_s": 0}, {"idle_timeout_s": "soon"}])
+async def test_deadline_of_the_wrong_form_is_refused_by_name(
+    whole_queen: Queen, caller: aiohttp.ClientSession, deadline: dict[str, Any]
+) -> None:
+    url = await whole_queen.url() + "/v1/chat/completions"
+    async with caller.post(url, json={**CALL, **deadline}) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["param"]) == (400, next(iter(deadline)))
 
 
 async def test_worker_that_dies_in_mid_answer_gives_an_error_frame_behind_whole_frames(
