@@ -22,7 +22,7 @@ from rbee.errors import (
 from rbee.queen.hives import HiveBook
 from rbee.queen.patience import Patience
 from rbee.queen.settings import QueenSettings
-from rbee.queen.worker_api import WorkerApi
+from rbee.queen.worker_api import Heard, WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_EVERY_S = 1.0
@@ -57,30 +57,55 @@ class Answering:
         self._on_stuck = on_stuck
         self._can_move = can_move
 
-    async def ask(
+    async def answer(
         self, placement: Placement, operation: Generation, path: str, body: bytes, correlation_id: str
-    ) -> None:
-        """Ask for a kept answer until the worker has accepted, or its end is known.
+    ) -> dict[str, Any]:
+        """Ask for a kept answer, and wait for the fields of its closing line.
 
-        Asking again is harmless: a worker starts the same request once.
+        Timers stand still while the hive is not live: a hive that is stopped does not make an answer stalled.
 
         Raises:
             RbeeError: What the worker refused with.
-            WorkerLostError: It could not be reached for `hive_lost_s`, and nobody told of its end.
-            FirstTokenTimeoutError: Somebody else's requests had all its slots for as long as it may take to begin.
+            WorkerLostError: The worker ended; or it could not be reached for `hive_lost_s`, and nobody told of its
+                end.
+            HiveLostError: Its hive was silent for `hive_timeout_s`; where the job can go to another one, for
+                `hive_lost_s`.
+            FirstTokenTimeoutError: No token came in time.
+            StalledError: After the first, none came for too long.
+        """
+        asking = asyncio.ensure_future(self._ask(placement, path, body, correlation_id))
+        waited_for: set[asyncio.Future[Any]] = {placement.closing, asking}
+        listed_at = asyncio.get_running_loop().time()
+        try:
+            while not placement.closing.done():
+                look_s = self._check_alive(placement, operation)
+                if asking.done():
+                    asking.result()  # raises what it was refused with
+                    waited_for.discard(asking)
+                    listed_at = self._check_listed(placement, listed_at)
+                await asyncio.wait(waited_for, timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        return placement.closing.result()
+
+    async def _ask(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+        """Ask for a kept answer until the worker has accepted.
+
+        Asking again is harmless: a worker starts the same request once.
         """
         loop = asyncio.get_running_loop()
         began_at = loop.time()
-        while not placement.closing.done():
+        while True:
             try:
                 await self._worker_api.keep(placement, path, body, correlation_id)
                 return
             except OverloadedError:  # it is just freeing a slot, or answers for a job that was given up
-                self._check_alive(placement, operation)
+                pass
             except (WorkerLostError, UnavailableError):  # gone; stopping
                 if loop.time() - began_at >= self._settings.hive_lost_s:
                     raise
-            await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def found_again(self, placement: Placement) -> None:
         """After a queen's start: wait until the worker of an earlier placement can be asked, or its end is known.
@@ -107,25 +132,6 @@ class Answering:
             elif self._is_lost_for_good(placement, now - began_at):
                 raise HiveLostError(f"The hive {placement.hive_id} was not heard of for {now - began_at:.0f} s.")
             await self._book.changed(ASK_AGAIN_S)
-
-    async def closing(self, placement: Placement, operation: Generation) -> dict[str, Any]:
-        """Wait for the fields of the closing line of a kept answer.
-
-        Timers stand still while the hive is not live: a hive that is stopped does not make an answer stalled.
-
-        Raises:
-            WorkerLostError: The worker ended.
-            HiveLostError: Its hive was silent for `hive_timeout_s`; where the job can go to another one, for
-                `hive_lost_s`.
-            FirstTokenTimeoutError: No token came in time.
-            StalledError: After the first, none came for too long.
-        """
-        listed_at = asyncio.get_running_loop().time()
-        while not placement.closing.done():
-            look_s = self._check_alive(placement, operation)
-            listed_at = self._check_listed(placement, listed_at)
-            await asyncio.wait({placement.closing}, timeout=look_s)
-        return placement.closing.result()
 
     def _check_alive(self, placement: Placement, operation: Generation) -> float:
         """Return the seconds until the next look; raises when the hive is lost, or nothing moved for too long."""
@@ -174,25 +180,37 @@ class Answering:
         """Stop a kept answer that is not closed yet, and wait for its closing line, within `stop_grace_s`.
 
         The worker is told until it has heard. One of a live hive that has not freed the slot by then is stopped
-        itself; for a hive that falls silent nobody waits.
+        itself; for a hive that falls silent nobody waits, nor for the closing line of what was never begun.
         """
         if placement.closing.done() and not isinstance(placement.closing.exception(), OverloadedError):
             return
         loop = asyncio.get_running_loop()
         grace_until = loop.time() + self._settings.stop_grace_s
-        is_told = False
+        telling = asyncio.ensure_future(self._tell_to_stop(placement, correlation_id))
+        try:
+            while True:
+                waited_for = {future for future in (placement.closing, telling) if not future.done()}
+                await asyncio.wait(waited_for, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+                if placement.closing.done() or (telling.done() and telling.result() is Heard.STOP_BEFORE_START):
+                    return
+                if self._hive_state(placement) is not HiveState.LIVE:
+                    if not telling.done():
+                        self._workers.supersede(placement)  # stopped when its hive is back
+                    return
+                if loop.time() >= grace_until:
+                    await self._on_stuck(placement.worker_id)
+                    return
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell_to_stop(self, placement: Placement, correlation_id: str) -> Heard:
+        """Tell the worker until it has heard."""
         while True:
-            is_told = is_told or await self._worker_api.stop(placement, correlation_id)
-            if self._hive_state(placement) is not HiveState.LIVE:
-                if not is_told:
-                    self._workers.supersede(placement)  # stopped when its hive is back
-                return
-            done, _ = await asyncio.wait({placement.closing}, timeout=ASK_AGAIN_S)
-            if done:
-                return
-            if loop.time() >= grace_until:
-                await self._on_stuck(placement.worker_id)
-                return
+            heard = await self._worker_api.stop(placement, correlation_id)
+            if heard is not Heard.NOTHING:
+                return heard
+            await asyncio.sleep(ASK_AGAIN_S)
 
     def _hive_state(self, placement: Placement) -> HiveState:
         try:

@@ -132,7 +132,8 @@ class InferHandler:
             body = encode_json(chat_body(operation, said))
             fields = await self._answer(job, operation, body, placement, is_resumed=is_resumed)
         except asyncio.CancelledError:
-            if job.stop is not None:
+            if job.stop is not None:  # else the queen ends: her next start goes on with it
+                await self._answering.stop(placement, job.record.correlation_id)
                 self._dispatcher.release(placement)
             raise
         except BaseException:
@@ -151,12 +152,7 @@ class InferHandler:
         try:
             if is_resumed:
                 await self._answering.found_again(placement)
-            await self._answering.ask(placement, operation, CHAT_PATH, body, correlation_id)
-            return await self._answering.closing(placement, operation)
-        except asyncio.CancelledError:
-            if job.stop is not None:  # else the queen ends: her next start goes on with it
-                await self._answering.stop(placement, correlation_id)
-            raise
+            return await self._answering.answer(placement, operation, CHAT_PATH, body, correlation_id)
         except RbeeError:
             await self._answering.stop(placement, correlation_id)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rbee.contracts.states import HiveState
 from rbee.errors import RbeeError
 from rbee.queen.hives import HiveBook
-from rbee.queen.worker_api import WorkerApi
+from rbee.queen.worker_api import Heard, WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_S = 1.0
@@ -34,6 +34,6 @@ class OldRequests:
         except RbeeError:  # the hive is not known, or is back without the worker
             is_gone = any(hive.hive_id == placement.hive_id for hive in self._book.hives())
         else:
-            is_gone = await self._worker_api.stop(placement, "")
+            is_gone = await self._worker_api.stop(placement, "") is not Heard.NOTHING
         if is_gone:
             self._workers.forget_superseded(placement)

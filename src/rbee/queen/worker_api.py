@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum, auto
 
 import aiohttp
+import msgspec
+from msgspec import Struct
 
-from rbee.client.answers import error_of
+from rbee.client.answers import error_of, read_bounded
 from rbee.errors import RbeeError, WorkerLostError
 from rbee.queen.hives import HiveBook
 from rbee.queen.workers import Placement
 
 CONNECT_S = 5.0
+STOPPED_BYTES_MAX = 64 * 1024
+
+
+class Heard(Enum):
+    """What a worker heard of a stop: nothing; of a request it has taken on; of one that has not come."""
+
+    NOTHING = auto()
+    STOP = auto()
+    STOP_BEFORE_START = auto()
+
+
+class _Stopped(Struct):
+    """What is read of a worker's answer to a stop."""
+
+    is_known: bool
 
 
 class WorkerApi:
@@ -53,16 +71,19 @@ class WorkerApi:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unreachable(placement, error) from error
 
-    async def stop(self, placement: Placement, correlation_id: str) -> bool:
-        """Stop a request within one token; tells whether the worker was reached."""
+    async def stop(self, placement: Placement, correlation_id: str) -> Heard:
+        """Stop a request within one token, or have it not begun when it comes; tells what the worker said."""
         try:
             url, headers = self._address(placement, correlation_id)
             path = f"/requests/{headers['x-request-id']}"
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
             async with self._session.delete(url + path, headers=headers, timeout=timeout) as answer:
-                return answer.status < 500
-        except (RbeeError, aiohttp.ClientError, TimeoutError, OSError):
-            return False
+                if answer.status >= 500:
+                    return Heard.NOTHING
+                said = msgspec.json.decode(await read_bounded(answer, STOPPED_BYTES_MAX), type=_Stopped)
+                return Heard.STOP if said.is_known else Heard.STOP_BEFORE_START
+        except (RbeeError, msgspec.MsgspecError, aiohttp.ClientError, TimeoutError, OSError):
+            return Heard.NOTHING
 
     @asynccontextmanager
     async def relay(

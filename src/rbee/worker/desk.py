@@ -98,13 +98,18 @@ class Desk:
         if not self._running:
             self._idle.set()
 
-    def cancel(self, request_id: str) -> None:
-        """Stop a request, or remember that it is unwanted when it comes; an ended one stays as it is."""
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request, or remember that it is unwanted when it comes; an ended one stays as it is.
+
+        Returns:
+            Whether it was taken on: its closing line comes, or was said already.
+        """
         running = self._running.get(request_id)
         if running is not None:
             running.stop(StopCause.REQUEST)
         else:
             self._ids.cancel(request_id)
+        return self.is_known(request_id)
 
     async def drain(self, grace_s: float) -> None:
         """Take on nothing more, give what runs `grace_s` to end, then stop it."""

@@ -128,8 +128,9 @@ class Front:
 
     async def _cancel(self, request: Request, send: Send) -> None:
         request_id = request.scope["path"].removeprefix(_REQUESTS)
-        self._desk.cancel(request_id[:200])
-        await Reply(send, []).whole(msgspec.json.encode({"request_id": request_id}), status=202)
+        is_known = self._desk.cancel(request_id[:200])
+        answer = {"request_id": request_id, "is_known": is_known}
+        await Reply(send, []).whole(msgspec.json.encode(answer), status=202)
 
     async def _infer(self, request: Request, send: Send) -> None:
         call = read_call(request.headers)

@@ -74,6 +74,8 @@ def test_options_become_fields_of_the_operation() -> None:
             "7",
             "--timeout",
             "9",
+            "--queue-timeout",
+            "3.5",
             "hi",
         )
     assert code == 0
@@ -86,6 +88,7 @@ def test_options_become_fields_of_the_operation() -> None:
             "temperature": 0,
             "seed": 7,
             "timeout_s": 9,
+            "queue_timeout_s": 3.5,
         }
     ]
     assert [len(key or "") for key in queen.keys] == [36]

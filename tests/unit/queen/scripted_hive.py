@@ -55,6 +55,7 @@ class ScriptedHive:
         workers: What its heartbeats say of workers.
         asked: The bodies and headers of the answers that were asked of its workers.
         refusals: What its workers refuse the next answers with.
+        accepted: The ids of the requests that its workers took on.
         stopped: The ids of the requests that were stopped.
         unheard: How many of the next stops its workers answer with an error.
         frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
@@ -77,6 +78,7 @@ class ScriptedHive:
         self.workers: list[WorkerInfo] = []
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.refusals: list[RbeeError] = []
+        self.accepted: set[str] = set()
         self.stopped: list[str] = []
         self.unheard = 0
         self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
@@ -202,6 +204,7 @@ class ScriptedHive:
         self.asked.append((msgspec.json.decode(await request.body()), dict(request.headers)))
         if self.refusals:
             raise self.refusals.pop(0)
+        self.accepted.add(request.headers["x-request-id"])
         if request.headers.get("x-rbee-keep"):
             return Response(b"{}", status_code=202, media_type="application/json")
         return StreamingResponse(self._stream(), media_type=self.media)
@@ -220,8 +223,10 @@ class ScriptedHive:
         if self.unheard:
             self.unheard -= 1
             raise UnavailableError("Not now.")
-        self.stopped.append(request.path_params["request_id"])
-        return Response(b"{}", status_code=202, media_type="application/json")
+        request_id = request.path_params["request_id"]
+        self.stopped.append(request_id)
+        answer = msgspec.json.encode({"request_id": request_id, "is_known": request_id in self.accepted})
+        return Response(answer, status_code=202, media_type="application/json")
 
 
 class Queen:

@@ -77,10 +77,10 @@ async def test_answer_that_never_gets_its_slot_does_not_begin_in_time(whole_quee
     hive.refusals = [OverloadedError("All slots are in use.") for _ in range(1000)]
     worker_id = hive.has_worker()
     job_id = await whole_queen.infer(first_token_timeout_s=0.05)
-    await until(lambda: hive.stopped == [f"{job_id}.1"])
-    await hive.say(f"{worker_id}/stdout", closing(job_id, outcome="cancelled"))
 
     assert (await whole_queen.end(job_id))["reason"] == "first_token_timeout"
+    assert hive.stopped == [f"{job_id}.1"]
+    assert whole_queen.service.workers.slots_used(worker_id) == 0
 
 
 async def test_answer_of_a_silent_hive_is_not_stalled_but_lost(tmp_path: Path) -> None:
@@ -209,6 +209,22 @@ async def test_worker_that_did_not_hear_of_a_stop_is_told_again(whole_queen: Que
 
     assert (await whole_queen.end(job_id))["state"] == "cancelled"
     assert hive.stopped == [f"{job_id}.1"]
+
+
+async def test_cancel_of_an_answer_that_its_worker_has_not_taken_on_waits_for_no_closing_line(
+    tmp_path: Path,
+) -> None:
+    async with queen_of(tmp_path, stop_grace_s=600) as queen:
+        hive = await queen.live_hive()
+        hive.refusals = [OverloadedError("All slots are in use.") for _ in range(10_000)]
+        job_id, worker_id = await _asked(queen, hive)
+
+        await queen.service.runner.cancel(job_id)
+
+        assert (await queen.end(job_id))["state"] == "cancelled"
+        assert hive.stopped == [f"{job_id}.1"]
+        assert queen.service.workers.slots_used(worker_id) == 0
+        assert hive.commands == []
 
 
 async def test_stop_does_not_wait_for_a_hive_that_falls_silent(tmp_path: Path) -> None:

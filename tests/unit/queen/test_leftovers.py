@@ -127,13 +127,19 @@ async def test_cancel_that_came_before_the_queen_died_is_carried_out_after(
 ) -> None:
     async with queen_of(tmp_path, registry) as first:
         before = await first.live_hive()
-        before.has_worker()
+        worker_id = before.has_worker()
         job_id = await first.infer()
         await until(lambda: len(before.asked) == 1)
     await registry.request_cancel(job_id)
 
     async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
         assert (await queen.end(job_id))["state"] == "cancelled"
+        assert queen.service.workers.slots_used(worker_id) == 1  # until the worker has heard of it
+        hive = await queen.hive()
+        _same_hive(hive, before)
+        hive.beat()
+        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
+        assert hive.stopped == [f"{job_id}.1"]
 
 
 async def test_waiting_job_whose_cancel_came_before_the_queen_died_never_gets_its_turn(

@@ -112,6 +112,7 @@ async def test_delete_stops_a_kept_request(tmp_path: Path) -> None:
         for _ in range(2):
             async with worker.session.delete("/requests/job-a.2") as deleted:
                 assert deleted.status == 202
+                assert await deleted.json() == {"request_id": "job-a.2", "is_known": True}
         async with asyncio.timeout(10):
             await worker.engine.left.wait()
         closing = await worker.closing()
@@ -124,8 +125,10 @@ async def test_delete_stops_a_kept_request(tmp_path: Path) -> None:
 async def test_delete_before_the_request_is_remembered(tmp_path: Path) -> None:
     """The request is accepted and over: one closing line, the engine never asked."""
     async with stage(tmp_path) as worker:
-        async with worker.session.delete("/requests/job-a.2") as deleted:
-            assert deleted.status == 202
+        for _ in range(2):
+            async with worker.session.delete("/requests/job-a.2") as deleted:
+                assert deleted.status == 202
+                assert await deleted.json() == {"request_id": "job-a.2", "is_known": False}
         assert [await post(worker), await post(worker)] == [202, 202]
         assert (await worker.closing())["fields"]["outcome"] == "cancelled"
         assert worker.engine.asked == []

@@ -29,6 +29,10 @@ def infer(
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed draws the same words.")] = None,
     system: System = None,
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Fail after so many seconds.")] = None,
+    queue_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Fail if its turn has not come after so many seconds."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Each event as one JSON line on stdout.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,6 +56,7 @@ def infer(
         seed=seed,
         system=system,
         timeout_s=timeout,
+        queue_timeout_s=queue_timeout,
     )
     screen = Screen(quiet=quiet, as_json=as_json)
 
