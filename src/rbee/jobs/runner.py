@@ -212,8 +212,8 @@ class JobRunner:
 
     def _stop_at(self, deadline_at: float, job: RunningJob, error: RbeeError) -> asyncio.TimerHandle:
         left_s, stop = deadline_at - self.registry.now(), failing(error)
-        if left_s <= 0:
-            self._stop(job, stop)  # before its handler begins
+        if left_s <= 0 and job.record.state is JobState.QUEUED:  # its handler has nothing to clear up
+            self._stop(job, stop)
         return asyncio.get_running_loop().call_later(left_s, self._stop, job, stop)
 
     async def _finish(self, job: RunningJob, handler: Handler) -> None:

@@ -134,12 +134,30 @@ async def test_cancel_that_came_before_the_queen_died_is_carried_out_after(
 
     async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
         assert (await queen.end(job_id))["state"] == "cancelled"
-        assert queen.service.workers.slots_used(worker_id) == 1  # until the worker has heard of it
         hive = await queen.hive()
         _same_hive(hive, before)
         hive.beat()
         await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
         assert hive.stopped == [f"{job_id}.1"]
+
+
+async def test_answer_whose_time_was_over_before_the_next_queen_came_is_stopped_and_frees_its_slot(
+    tmp_path: Path, registry: JobRegistry
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        before = await first.live_hive()
+        worker_id = before.has_worker()
+        job_id = await first.infer(timeout_s=50)
+        await until(lambda: len(before.asked) == 1)
+    late = (await registry.get(job_id)).created_at + 51
+
+    async with queen_of(tmp_path, JobRegistry(registry.store, clock=lambda: late)) as queen:
+        assert (await queen.end(job_id))["reason"] == "timeout"
+        hive = await queen.hive()
+        _same_hive(hive, before)
+        hive.beat()
+        await until(lambda: hive.stopped == [f"{job_id}.1"])
+        await until(lambda: queen.service.workers.slots_used(worker_id) == 0)
 
 
 async def test_waiting_job_whose_cancel_came_before_the_queen_died_never_gets_its_turn(
