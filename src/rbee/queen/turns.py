@@ -86,6 +86,8 @@ def sentence(model: str, wait: Wait, position: int | None) -> str:
 
 
 def subject(wait: Wait, position: int | None) -> str:
-    """Return what of a wait is worth telling again when it changes: not how long a hive has been silent, or how
-    much memory is free."""
+    """Return what of a wait is worth telling again when it changes.
+
+    How long a hive has been silent, or how much memory is free, is not: it changes all the time.
+    """
     return "a hive" if wait.needs_hive else str(position)
