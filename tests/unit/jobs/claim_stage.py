@@ -71,7 +71,7 @@ async def _main(path: Path, *words: str) -> None:
         return {"by": "process"}
 
     async with opened(path) as registry:
-        await work(registry, do, lease_s=LEASE_S)
+        await work(registry, do, **({"lease_s": LEASE_S} if "hold" in words else {}))
 
 
 if __name__ == "__main__":
