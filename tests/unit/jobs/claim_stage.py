@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rbee.contracts.operations import Operation
-from rbee.jobs import ClaimedJob, JobRegistry
+from rbee.jobs import ClaimedJob, JobRegistry, claim
 from rbee.jobs.sqlite_store import SqliteStore
 
 BEGAN_S = 1_000_000_000.0
@@ -71,7 +71,7 @@ async def _main(path: Path, *words: str) -> None:
         return {"by": "process"}
 
     async with opened(path) as registry:
-        await work(registry, do, lease_s=LEASE_S)
+        await work(registry, do, lease_s=LEASE_S if "hold" in words else claim.LEASE_S)
 
 
 if __name__ == "__main__":

@@ -207,19 +207,22 @@ async def test_listener_that_fails_does_not_leave_the_writers_waiting(
 
 
 @pytest.mark.parametrize(
-    ("code", "expected", "status"),
+    ("code", "expected", "status", "remedy"),
     [
-        (sqlite3.SQLITE_FULL, StorageFullError, 507),
-        (sqlite3.SQLITE_IOERR_WRITE, StorageFullError, 507),
-        (sqlite3.SQLITE_READONLY_DBMOVED, StorageFullError, 507),
-        (sqlite3.SQLITE_BUSY, UnavailableError, 503),
-        (None, UnavailableError, 503),
+        (sqlite3.SQLITE_FULL, StorageFullError, 507, "Free space on the disk"),
+        (sqlite3.SQLITE_IOERR_WRITE, StorageFullError, 507, "Free space on the disk"),
+        (sqlite3.SQLITE_READONLY_DBMOVED, StorageFullError, 507, "Make RBEE_HOME writable"),
+        (sqlite3.SQLITE_BUSY, UnavailableError, 503, "Try again in a moment"),
+        (None, UnavailableError, 503, "Try again in a moment"),
     ],
 )
-def test_errors_of_sqlite_are_told_as_ours(code: int | None, expected: type[Exception], status: int) -> None:
+def test_errors_of_sqlite_are_told_as_ours_with_what_to_do(
+    code: int | None, expected: type[Exception], status: int, remedy: str
+) -> None:
     error = sqlite3.OperationalError("why")
     if code is not None:
         error.sqlite_errorcode = code
     told = translated(error)
     assert (type(told), told.status, told.retryable) == (expected, status, True)
     assert "why" in told.message
+    assert told.remedy.startswith(remedy)
