@@ -16,18 +16,29 @@ import msgspec
 from rbee.contracts.events import NewEvent
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.operations import Operation, operation_name
-from rbee.contracts.states import JobState, Reason
+from rbee.contracts.states import JobState
 from rbee.contracts.views import Progress
 from rbee.errors import (
     ConflictError,
-    DeadlineExceededError,
     InvalidRequestError,
     RbeeError,
     StorageFullError,
     UnavailableError,
     WorkerLostError,
 )
-from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, error_body, failed, incident, stopped
+from rbee.jobs.endings import (
+    USER_STOP,
+    Ending,
+    Stop,
+    closing_line,
+    completed,
+    error_body,
+    failed,
+    incident,
+    queue_timeout_of,
+    stopped,
+    timeout_of,
+)
 from rbee.jobs.lifecycle import ended, released, renewed, started
 from rbee.jobs.records import Changed, Fence, JobRecord
 from rbee.jobs.store import StoreClosedError
@@ -233,7 +244,7 @@ class ClaimedJob:
                     result=ending.result,
                     error=error_body(ending.error) if ending.error else None,
                     fence=self._fence,
-                    events=closing(self.record, ending, self._name),
+                    events=[closing(self.record, ending, self._name)],
                 )
                 return
             except ConflictError:
@@ -425,8 +436,6 @@ class _Desk:
     async def _hand_out(self) -> bool:
         """Claim for those who are free; tells whether there may be more."""
         asked = min(len(self._waiting()), TOGETHER_MAX)
-        if not asked:
-            return False
         now = self._claims.registry.now()
 
         def decide(record: JobRecord) -> Changed:
@@ -442,7 +451,7 @@ class _Desk:
             future.set_result(job)
         for job in jobs[len(waiting) :]:
             await job.give_back(UNWANTED)
-        return len(turns) == asked
+        return 0 < asked == len(turns)
 
 
 def claimed(record: JobRecord, *, owner: str, now: float, lease_s: float, name: str) -> Changed:
@@ -457,7 +466,7 @@ def claimed(record: JobRecord, *, owner: str, now: float, lease_s: float, name: 
             message=ending.message,
             now=now,
             error=error,
-            events=closing(record, ending, name),
+            events=[closing(record, ending, name)],
         )
     return started(
         record,
@@ -486,24 +495,7 @@ def overdue(record: JobRecord, now: float) -> Ending | None:
     return None
 
 
-def timeout_of(record: JobRecord) -> Stop:
-    """Say that a job's time is over."""
-    allowed_s = (record.deadline_at or record.created_at) - record.created_at
-    message = f"The job did not end within its {allowed_s:g} s."
-    return Stop(JobState.FAILED, Reason.TIMEOUT, message, DeadlineExceededError(message))
-
-
-def queue_timeout_of(record: JobRecord) -> Stop:
-    """Say that a job has waited too long."""
-    allowed_s = (record.queue_deadline_at or record.created_at) - record.created_at
-    message = f"The job was not begun within its {allowed_s:g} s."
-    error = DeadlineExceededError(message, reason=Reason.QUEUE_TIMEOUT)
-    return Stop(JobState.FAILED, Reason.QUEUE_TIMEOUT, message, error)
-
-
-def closing(record: JobRecord, ending: Ending, name: str) -> list[NewEvent]:
+def closing(record: JobRecord, ending: Ending, name: str) -> NewEvent:
     """Say how a job ends, as the last sentence of its log."""
-    fields: dict[str, Any] = {"code": ending.error.code} if ending.error else {}
     with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model, actor=name):
-        line = compose(f"{name}_{ending.word}", ending.message, level=ending.level, **fields)
-    return [narration_event(line)]
+        return narration_event(closing_line(ending, name))

@@ -12,7 +12,9 @@ from msgspec import Struct
 from rbee.contracts.events import Level
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.views import ErrorBody
-from rbee.errors import InternalError, RbeeError
+from rbee.errors import DeadlineExceededError, InternalError, QueueTimeoutError, RbeeError
+from rbee.jobs.records import JobRecord
+from rbee.narration.emit import compose
 
 
 class Stop(Struct, frozen=True):
@@ -44,6 +46,18 @@ def failing(error: RbeeError) -> Stop:
     return Stop(JobState.FAILED, Reason(error.reason), error.message, error)
 
 
+def timeout_of(record: JobRecord) -> Stop:
+    """Stop a job whose time is over."""
+    allowed_s = (record.deadline_at or record.created_at) - record.created_at
+    return failing(DeadlineExceededError(f"The job did not end within its {allowed_s:g} s."))
+
+
+def queue_timeout_of(record: JobRecord) -> Stop:
+    """Stop a job that has waited for too long."""
+    allowed_s = (record.queue_deadline_at or record.created_at) - record.created_at
+    return failing(QueueTimeoutError(f"The job still waited for its place after {allowed_s:g} s."))
+
+
 def completed(result: dict[str, Any] | None) -> Ending:
     """End with a result."""
     return Ending(JobState.COMPLETED, Reason.OK, "The job is complete.", "complete", "info", result=result)
@@ -72,6 +86,13 @@ def incident(error: BaseException, where: str = "a job") -> InternalError:
         f"Something went wrong inside rbee ({type(error).__name__}, incident {number}).",
         remedy=f"Report it with the lines behind 'incident {number}' in the server's log.",
     )
+
+
+def closing_line(ending: Ending, speaker: str, **fields: Any) -> bytes:
+    """Compose the last sentence of a job's log, `<speaker>_complete` and the like, in the scope of this moment."""
+    if ending.error is not None:
+        fields["code"] = ending.error.code
+    return compose(f"{speaker}_{ending.word}", ending.message, level=ending.level, **fields)
 
 
 def error_body(error: RbeeError) -> ErrorBody:

@@ -237,7 +237,7 @@ class JobRegistry:
             if record.state is not JobState.QUEUED:
                 return cancel_requested(record)
             ending = stopped(USER_STOP)
-            events = closing(record, ending, "registry")
+            events = [closing(record, ending, "registry")]
             return ended(
                 record, ending.state, reason=ending.reason, message=ending.message, now=now, events=events
             )

@@ -12,13 +12,22 @@ from rbee.contracts.operations import AnyOperation
 from rbee.contracts.states import JobState, Phase
 from rbee.errors import (
     ConflictError,
-    DeadlineExceededError,
-    QueueTimeoutError,
     RbeeError,
     StorageFullError,
     UnavailableError,
 )
-from rbee.jobs.endings import USER_STOP, Ending, Stop, completed, failed, failing, incident, stopped
+from rbee.jobs.endings import (
+    USER_STOP,
+    Ending,
+    Stop,
+    closing_line,
+    completed,
+    failed,
+    incident,
+    queue_timeout_of,
+    stopped,
+    timeout_of,
+)
 from rbee.jobs.endings import error_body as error_body
 from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
@@ -200,18 +209,14 @@ class JobRunner:
         """Stop the job at the first of its deadlines; at once where one has passed while nobody ran it."""
         record, watched = job.record, []
         if record.deadline_at is not None:
-            allowed_s = record.deadline_at - record.created_at
-            error = DeadlineExceededError(f"The job did not end within its {allowed_s:g} s.")
-            watched.append(self._stop_at(record.deadline_at, job, error))
+            watched.append(self._stop_at(record.deadline_at, job, timeout_of(record)))
         if record.queue_deadline_at is not None and record.state is JobState.QUEUED:
-            allowed_s = record.queue_deadline_at - record.created_at
-            late = QueueTimeoutError(f"The job still waited for its place after {allowed_s:g} s.")
-            job.queue_deadline = self._stop_at(record.queue_deadline_at, job, late)
+            job.queue_deadline = self._stop_at(record.queue_deadline_at, job, queue_timeout_of(record))
             watched.append(job.queue_deadline)
         return watched
 
-    def _stop_at(self, deadline_at: float, job: RunningJob, error: RbeeError) -> asyncio.TimerHandle:
-        left_s, stop = deadline_at - self.registry.now(), failing(error)
+    def _stop_at(self, deadline_at: float, job: RunningJob, stop: Stop) -> asyncio.TimerHandle:
+        left_s = deadline_at - self.registry.now()
         if left_s <= 0 and job.record.state is JobState.QUEUED:  # its handler has nothing to clear up
             self._stop(job, stop)
         return asyncio.get_running_loop().call_later(left_s, self._stop, job, stop)
@@ -269,7 +274,7 @@ class JobRunner:
         code = {"code": ending.error.code} if ending.error else {}
         fields = {**(facts or {}), **code}
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-            line = self._closing(ending, fields)
+            line = closing_line(ending, self.actor, **fields)
         try:
             after = await self.registry.end(
                 record.job_id,
@@ -290,9 +295,6 @@ class JobRunner:
             return other  # it has ended meanwhile, or is someone else's: that stands
         if not self._is_known:
             with scope(job_id=None, correlation_id=record.correlation_id, model=record.model):
-                line = self._closing(ending, {**fields, f"{self.actor}_job_id": record.job_id})
+                line = closing_line(ending, self.actor, **fields, **{f"{self.actor}_job_id": record.job_id})
         emit(line)
         return after
-
-    def _closing(self, ending: Ending, fields: dict[str, Any]) -> bytes:
-        return compose(f"{self.actor}_{ending.word}", ending.message, level=ending.level, **fields)

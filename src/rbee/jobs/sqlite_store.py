@@ -44,6 +44,7 @@ T = TypeVar("T")
 Part = NewEvent | CapturedRun
 NEARLY_FULL_BYTES = 64 * 1024
 PAGE_BYTES_MAX = 1024 * 1024
+DUE_MAX = 100
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 NEW_LOG = LogHead(1, 0, 0, False)
@@ -153,6 +154,8 @@ class SqliteStore:
 
         def run(tx: Transaction) -> list[tuple[JobRecord, bytes]]:
             found: list[tuple[JobRecord, bytes]] = []
+            for before in _due(tx, names, now):
+                _apply(tx, before, decide(before))
             while len(found) < limit:
                 turn = _next_in_turn(tx, names, now, limit - len(found))
                 if not turn:
@@ -405,6 +408,19 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
         if not after.is_stored:
             _erase(tx, after.job_id)
     return after
+
+
+def _due(tx: Transaction, operations: list[str], now: float) -> list[JobRecord]:
+    """Return queued jobs that have a deadline which has passed."""
+    first = "min(coalesce(queue_deadline_at, deadline_at), coalesce(deadline_at, queue_deadline_at))"
+    marks = ", ".join("?" * len(operations))
+    rows = tx.execute(
+        f"{_SELECT} INDEXED BY jobs_due WHERE state = 'queued' "
+        f"AND coalesce(queue_deadline_at, deadline_at) IS NOT NULL AND {first} <= ? "
+        f"AND operation IN ({marks}) LIMIT {DUE_MAX}",
+        (now, *operations),
+    ).fetchall()
+    return [tx.known.jobs.get(row[0]) or _record(row) for row in rows]
 
 
 def _next_in_turn(tx: Transaction, operations: list[str], now: float, limit: int) -> list[JobRecord]:

@@ -68,8 +68,9 @@ class JobStore(Protocol):
     ) -> list[tuple[JobRecord, bytes]]:
         """Apply a pure decider to the jobs whose turn it is, in one transaction.
 
-        First come running ones whose lease was over at `now`, the longest first; then queued ones by priority and
-        order of arrival. Those that the decider ends are not counted.
+        Queued ones with a deadline that has passed are decided about in any case. Then come running ones whose
+        lease was over at `now`, the longest first, and queued ones by priority and order of arrival. Those that
+        the decider ends are not counted.
 
         Args:
             operations: Which.

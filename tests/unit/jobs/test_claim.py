@@ -377,7 +377,7 @@ async def test_job_whose_time_is_over_leaves_its_block_and_fails(registry: JobRe
     ("asked", "reason", "message"),
     [
         ({"timeout_s": 60}, Reason.TIMEOUT, "The job did not end within its 60 s."),
-        ({"queue_timeout_s": 60}, Reason.QUEUE_TIMEOUT, "The job was not begun within its 60 s."),
+        ({"queue_timeout_s": 60}, Reason.QUEUE_TIMEOUT, "The job still waited for its place after 60 s."),
     ],
 )
 async def test_job_that_has_waited_too_long_fails_unbegun(
@@ -392,6 +392,34 @@ async def test_job_that_has_waited_too_long_fails_unbegun(
             assert (shown(ended), ended.message) == (("failed", reason, 0), message)
             assert (await registry.wait(in_time)).state is JobState.COMPLETED
         assert kinds(await whole_log(registry, late)) == ["queued", "narration", "end"]
+
+
+async def test_deadline_of_a_job_passes_also_while_all_loops_are_busy(tmp_path: Path) -> None:
+    busy, done = asyncio.Event(), asyncio.Event()
+
+    async def do(job: ClaimedJob) -> dict[str, Any]:
+        busy.set()
+        await done.wait()
+        return {}
+
+    clock = Clock()
+    async with opened(tmp_path / "jobs.db", clock) as registry:
+        working = asyncio.create_task(work(registry, do, count=1))
+        held = (await registry.create(Paint())).job_id
+        await busy.wait()
+        late = [
+            await paint(registry, queue_timeout_s=60),
+            await paint(registry, timeout_s=60),
+            await paint(registry, queue_timeout_s=90, timeout_s=60),
+        ]
+        kept = await paint(registry, queue_timeout_s=90, timeout_s=120)
+        clock.now_s += 61
+        async with asyncio.timeout(SECONDS):
+            ended = [await registry.wait(job_id) for job_id in late]
+        assert [record.reason for record in ended] == ["queue_timeout", "timeout", "timeout"]
+        assert [(await registry.get(job_id)).state for job_id in (held, kept)] == ["running", "queued"]
+        done.set()
+        await working
 
 
 # Whose turn it is

@@ -8,7 +8,8 @@ CREATE INDEX jobs_by_hive ON jobs (hive_id, job_id) WHERE hive_id IS NOT NULL;
 CREATE INDEX jobs_by_worker ON jobs (worker_id, job_id) WHERE worker_id IS NOT NULL;
 CREATE INDEX jobs_waiting ON jobs (operation, priority DESC, job_id) WHERE state = 'queued';
 CREATE INDEX jobs_leased ON jobs (lease_until) WHERE lease_until IS NOT NULL;
-CREATE INDEX jobs_due ON jobs (queue_deadline_at) WHERE state = 'queued' AND queue_deadline_at IS NOT NULL;
+CREATE INDEX jobs_due ON jobs (min(coalesce(queue_deadline_at, deadline_at), coalesce(deadline_at, queue_deadline_at)))
+    WHERE state = 'queued' AND coalesce(queue_deadline_at, deadline_at) IS NOT NULL;
 CREATE INDEX jobs_ended ON jobs (ended_at, job_id) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
