@@ -69,7 +69,7 @@ def _held(tx: Transaction, ended_at: float) -> Held:
     pages = _pragma(tx, "page_count") - _pragma(tx, "freelist_count")
     return Held(
         ended_at=ended_at,
-        ended_jobs=sum(counts[state] + tx.pending.counts[state] for state in TERMINAL_STATES),
+        ended_jobs=sum(counts[state] for state in TERMINAL_STATES),
         used_bytes=pages * _pragma(tx, "page_size"),
     )
 
@@ -109,4 +109,5 @@ def _forget_job(tx: Transaction, job_id: str, state: str) -> None:
     tx.execute(_REMEMBER, (job_id,))
     tx.known.heads.pop(job_id, None)
     tx.known.jobs.pop(job_id, None)
-    tx.pending.counts[state] -= 1
+    tx.known.requests.pop(job_id, None)
+    tx.pending.leave(state)

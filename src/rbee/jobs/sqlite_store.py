@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +36,7 @@ from rbee.jobs.records import (
 from rbee.jobs.sqlite_forgetting import forget_slice, missing
 from rbee.jobs.sqlite_lists import select_jobs
 from rbee.jobs.sqlite_reader import SqliteReader
-from rbee.jobs.sqlite_writer import SqliteWriter, Transaction
+from rbee.jobs.sqlite_writer import JOB_COLUMNS, SqliteWriter, TakenError, Transaction
 from rbee.jobs.store import Decide, OnCommit, Why
 
 T = TypeVar("T")
@@ -45,13 +44,12 @@ Part = NewEvent | CapturedRun
 NEARLY_FULL_BYTES = 64 * 1024
 PAGE_BYTES_MAX = 1024 * 1024
 DUE_MAX = 100
+REQUEST_REMEMBERED_BYTES = 1024
 SYSTEM_LOG_BYTES_MAX = 64 * 1024 * 1024
 JOB_LOG_BYTES_MAX = 256 * 1024 * 1024
 NEW_LOG = LogHead(1, 0, 0, False)
-_COLUMNS = JobRecord.__struct_fields__
-_NAMES = ", ".join(_COLUMNS)
+_NAMES = ", ".join(JOB_COLUMNS)
 _SELECT = f"SELECT {_NAMES} FROM jobs"
-_INSERT = f"INSERT INTO jobs ({_NAMES}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _JSON = frozenset({"progress", "error", "labels"})
 
 
@@ -116,24 +114,26 @@ class SqliteStore:
             existing = _by_key(tx, record)
             if existing is not None:
                 return existing
-            queued = tx.connection.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()[0]
-            queued += tx.pending.counts[JobState.QUEUED]
+            queued = _queued(tx)
             if queued >= queued_max:
                 raise OverloadedError(
                     f"{queued} jobs are waiting already, as many as may ({queued_max}).", retry_after_s=5
                 )
-            try:
-                tx.connection.execute(_INSERT, _row(record))
-            except sqlite3.IntegrityError as error:
-                raise ConflictError(f"There is a job {record.job_id} already.") from error
+            if record.job_id in tx.known.jobs:
+                raise TakenError
+            tx.pending.create(record, _row(record), request)
+            tx.known.queued = queued + 1
             tx.known.jobs[record.job_id] = record
-            tx.pending.counts[record.state] += 1
-            tx.pending.requests.append((record.job_id, request))
             tx.known.heads[record.job_id] = NEW_LOG
+            if len(request) <= REQUEST_REMEMBERED_BYTES:
+                tx.known.requests[record.job_id] = request
             _append(tx, record.job_id, events, is_end=False)
             return record
 
-        return await self._writer.write(run)
+        try:
+            return await self._writer.write(run)
+        except TakenError as error:
+            raise ConflictError(f"There is a job {record.job_id} already.") from error
 
     async def change(self, job_id: str, decide: Decide) -> JobRecord:
         """Apply a pure decider to a job under its lock."""
@@ -162,7 +162,7 @@ class SqliteStore:
                     break
                 after = [_apply(tx, before, decide(before)) for before in turn]
                 running = [record for record in after if record.state is JobState.RUNNING]
-                found += [(record, _request(tx.settled(), record.job_id) or b"") for record in running]
+                found += [(record, _known_request(tx, record.job_id)) for record in running]
             return found
 
         return await self._writer.write(run)
@@ -344,7 +344,7 @@ def _store_id(connection: sqlite3.Connection) -> str:
 
 def _row(record: JobRecord) -> tuple[Any, ...]:
     return tuple(
-        [_stored(name, value) for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)]
+        [_stored(name, value) for name, value in zip(JOB_COLUMNS, msgspec.structs.astuple(record), strict=True)]
     )
 
 
@@ -355,7 +355,7 @@ def _stored(name: str, value: Any) -> Any:
 def _record(row: tuple[Any, ...]) -> JobRecord:
     values = {
         name: msgspec.json.decode(value) if name in _JSON and value is not None else value
-        for name, value in zip(_COLUMNS, row, strict=True)
+        for name, value in zip(JOB_COLUMNS, row, strict=True)
     }
     result = values.pop("result")
     record = msgspec.convert(values, JobRecord, strict=False)
@@ -375,17 +375,19 @@ def _request(connection: sqlite3.Connection, job_id: str) -> bytes | None:
 def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
     if record.idempotency_key is None:
         return None
-    row = tx.connection.execute(
-        f"{_SELECT} WHERE principal = ? AND idempotency_key = ?", (record.principal, record.idempotency_key)
-    ).fetchone()
-    if row is None:
-        return None
-    existing = _record(row)
-    if existing.body_hash != record.body_hash:
+    existing = tx.pending.made_by(record.principal, record.idempotency_key) or _stored_by_key(tx, record)
+    if existing is not None and existing.body_hash != record.body_hash:
         raise ConflictError(
             "This Idempotency-Key was used with another body.", remedy="Use a new key for a new request."
         )
     return existing
+
+
+def _stored_by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
+    row = tx.connection.execute(
+        f"{_SELECT} WHERE principal = ? AND idempotency_key = ?", (record.principal, record.idempotency_key)
+    ).fetchone()
+    return _record(row) if row else None
 
 
 def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
@@ -394,11 +396,12 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
     names = _columns_changed(before, after)
     if names:
         values = [_stored(name, getattr(after, name)) for name in names]
-        tx.pending.update(tx.connection, _update(names), (*values, after.job_id), after.job_id)
+        tx.pending.update(tx.connection, after.job_id, names, tuple(values))
     tx.known.jobs[after.job_id] = after
     if after.state is not before.state:
-        tx.pending.counts[before.state] -= 1
-        tx.pending.counts[after.state] += 1
+        tx.pending.move(before.state, after.state)
+        if tx.known.queued is not None and before.state is JobState.QUEUED:
+            tx.known.queued -= 1
     is_end = after.is_ended and not before.is_ended
     if changed.events:
         _append(tx, after.job_id, changed.events, is_end=is_end)
@@ -414,46 +417,62 @@ def _due(tx: Transaction, operations: list[str], now: float) -> list[JobRecord]:
     """Return queued jobs that have a deadline which has passed."""
     first = "min(coalesce(queue_deadline_at, deadline_at), coalesce(deadline_at, queue_deadline_at))"
     marks = ", ".join("?" * len(operations))
-    rows = tx.execute(
-        f"{_SELECT} INDEXED BY jobs_due WHERE state = 'queued' "
+    return _found(
+        tx,
+        "SELECT job_id FROM jobs INDEXED BY jobs_due WHERE state = 'queued' "
         f"AND coalesce(queue_deadline_at, deadline_at) IS NOT NULL AND {first} <= ? "
         f"AND operation IN ({marks}) LIMIT {DUE_MAX}",
         (now, *operations),
-    ).fetchall()
-    return [tx.known.jobs.get(row[0]) or _record(row) for row in rows]
+    )
 
 
 def _next_in_turn(tx: Transaction, operations: list[str], now: float, limit: int) -> list[JobRecord]:
     marks = ", ".join("?" * len(operations))
-    rows = tx.execute(
-        f"{_SELECT} INDEXED BY jobs_leased WHERE lease_until <= ? AND operation IN ({marks}) "
+    leased = _found(
+        tx,
+        f"SELECT job_id FROM jobs INDEXED BY jobs_leased WHERE lease_until <= ? AND operation IN ({marks}) "
         "ORDER BY lease_until LIMIT ?",
         (now, *operations, limit),
-    ).fetchall()
-    if not rows:
-        each = [
-            f"SELECT * FROM ({_SELECT} INDEXED BY jobs_waiting WHERE state = 'queued' AND operation = ?{at} "
-            "ORDER BY priority DESC, job_id LIMIT ?1)"
-            for at, _ in enumerate(operations, 2)
-        ]
-        order = "" if len(each) == 1 else " ORDER BY priority DESC, job_id LIMIT ?1"
-        rows = tx.execute(" UNION ALL ".join(each) + order, (limit, *operations)).fetchall()
-    return [tx.known.jobs.get(row[0]) or _record(row) for row in rows]
+    )
+    if leased:
+        return leased
+    each = [
+        "SELECT * FROM (SELECT job_id, priority FROM jobs INDEXED BY jobs_waiting "
+        f"WHERE state = 'queued' AND operation = ?{at} ORDER BY priority DESC, job_id LIMIT ?1)"
+        for at, _ in enumerate(operations, 2)
+    ]
+    order = " ORDER BY priority DESC, job_id LIMIT ?1"
+    return _found(tx, " UNION ALL ".join(each) + order, (limit, *operations))
+
+
+def _found(tx: Transaction, sql: str, values: tuple[Any, ...]) -> list[JobRecord]:
+    """Return the jobs whose ids a statement finds: in one row, for each costs two changes of threads."""
+    (ids,) = tx.execute(f"SELECT json_group_array(job_id) FROM ({sql})", values).fetchone()
+    records = [tx.known.jobs.get(job_id) or _get(tx.connection, job_id) for job_id in msgspec.json.decode(ids)]
+    return [record for record in records if record is not None]
 
 
 def _columns_changed(before: JobRecord, after: JobRecord) -> tuple[str, ...]:
-    pairs = zip(_COLUMNS, msgspec.structs.astuple(before), msgspec.structs.astuple(after), strict=True)
+    pairs = zip(JOB_COLUMNS, msgspec.structs.astuple(before), msgspec.structs.astuple(after), strict=True)
     return tuple([name for name, old, new in pairs if new is not old and new != old])
 
 
-@cache
-def _update(names: tuple[str, ...]) -> str:
-    return f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in names)} WHERE job_id = ?"
+def _queued(tx: Transaction) -> int:
+    if tx.known.queued is None:
+        row = tx.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()
+        tx.known.queued = int(row[0])
+    return tx.known.queued
+
+
+def _known_request(tx: Transaction, job_id: str) -> bytes:
+    known = tx.known.requests.pop(job_id, None)
+    return _request(tx.settled(), job_id) or b"" if known is None else known
 
 
 def _erase(tx: Transaction, job_id: str) -> None:
     tx.has_erased = True
     tx.known.heads.pop(job_id, None)
+    tx.known.requests.pop(job_id, None)
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_rows WHERE log_id = ?", (job_id,))
     tx.execute("UPDATE log_heads SET first_seq = last_seq + 1, size_bytes = 0 WHERE log_id = ?", (job_id,))

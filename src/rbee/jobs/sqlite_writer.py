@@ -9,19 +9,28 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
-from rbee.errors import RbeeError, StorageFullError, UnavailableError
+from rbee.errors import ConflictError, RbeeError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
 from rbee.jobs.records import Committed, JobRecord, LogHead
 from rbee.jobs.store import OnCommit, StoreClosedError
 
 T = TypeVar("T")
+Row = tuple[Any, ...]
+JOB_COLUMNS = JobRecord.__struct_fields__
+ROWS_TOGETHER = (64, 16, 4, 1)
 BATCH_MAX = 512
 REMEMBERED_MAX = 4096
+_TAKEN = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE)
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class TakenError(ConflictError):
+    """There is a row of that name already."""
 
 
 class Remembered:
@@ -30,73 +39,128 @@ class Remembered:
     def __init__(self) -> None:
         self.heads: dict[str, LogHead] = {}
         self.jobs: dict[str, JobRecord] = {}
+        self.requests: dict[str, bytes] = {}
+        self.queued: int | None = None
 
     def clear(self) -> None:
         """Forget all."""
-        self.heads.clear()
-        self.jobs.clear()
+        for known in (self.heads, self.jobs, self.requests):
+            known.clear()
+        self.queued = None
 
     def bound(self) -> None:
         """Forget what has become too much."""
-        for known in (self.heads, self.jobs):
+        for known in (self.heads, self.jobs, self.requests):
             if len(known) > REMEMBERED_MAX:
                 known.clear()
 
 
 class Pending:
-    """Rows that are written at the end of a transaction, each kind at once: every statement by itself costs two
-    changes of threads.
+    """What a transaction writes at its end, many rows with each statement.
+
+    A statement, and each row that one is run for, costs two changes of threads, which is more than its work.
 
     Attributes:
-        rows: New rows of logs.
-        heads: Where logs end now.
-        requests: New requests.
-        counts: By how much the number of jobs in each state changes.
+        changes: How often something was put here.
     """
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, int, bytes]] = []
-        self.heads: dict[str, LogHead] = {}
-        self.requests: list[tuple[str, bytes]] = []
-        self.counts: Counter[str] = Counter()
-        self._updates: dict[str, list[tuple[Any, ...]]] = {}
-        self._updated: set[str] = set()
         self.changes = 0
+        self._jobs: list[Row] = []
+        self._by_key: dict[tuple[str, str], JobRecord] = {}
+        self._updates: dict[tuple[str, ...], list[Row]] = {}
+        self._updated: set[str] = set()
+        self._requests: list[Row] = []
+        self._rows: list[Row] = []
+        self._heads: dict[str, LogHead] = {}
+        self._counts: Counter[str] = Counter()
 
-    def update(self, connection: sqlite3.Connection, sql: str, values: tuple[Any, ...], job_id: str) -> None:
-        """Change a job; its earlier changes are written first."""
+    def create(self, record: JobRecord, row: Row, request: bytes) -> None:
+        """Add a job; `row` has its columns in order."""
+        self.changes += 1
+        self._jobs.append(row)
+        self._requests.append((record.job_id, request))
+        self._counts[record.state] += 1
+        if record.idempotency_key is not None:
+            self._by_key[record.principal, record.idempotency_key] = record
+
+    def made_by(self, principal: str, key: str) -> JobRecord | None:
+        """Return the new job of an idempotency key."""
+        return self._by_key.get((principal, key))
+
+    def update(self, connection: sqlite3.Connection, job_id: str, names: tuple[str, ...], values: Row) -> None:
+        """Change columns of a job; its earlier changes are written first."""
         self.changes += 1
         if job_id in self._updated:
             self.write(connection)
         self._updated.add(job_id)
-        self._updates.setdefault(sql, []).append(values)
+        self._updates.setdefault(names, []).append((job_id, *values))
+
+    def move(self, before: str, after: str) -> None:
+        """Count a job in another state."""
+        self._counts[before] -= 1
+        self._counts[after] += 1
+
+    def leave(self, state: str) -> None:
+        """Count a job no more."""
+        self.changes += 1
+        self._counts[state] -= 1
 
     def append(self, log_id: str, body: bytes, head: LogHead) -> None:
-        """Add a row to a log."""
+        """Add a row to a log, which ends at `head` then."""
         self.changes += 1
-        self.rows.append((log_id, head.last_seq, body))
-        self.heads[log_id] = head
+        self._rows.append((log_id, head.last_seq, body))
+        self._heads[log_id] = head
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write what waits."""
-        for sql, values in self._updates.items():
-            connection.executemany(sql, values)
-        if self.requests:
-            connection.executemany("INSERT INTO requests VALUES (?, ?)", self.requests)
-        if self.rows:
-            connection.executemany("INSERT INTO log_rows VALUES (?, ?, ?)", self.rows)
-        if self.heads:
-            heads = [(log_id, *msgspec.structs.astuple(head)) for log_id, head in self.heads.items()]
-            connection.executemany("INSERT OR REPLACE INTO log_heads VALUES (?, ?, ?, ?, ?)", heads)
-        if self.counts:
-            counts = [(change, state) for state, change in self.counts.items() if change]
-            connection.executemany("UPDATE counts SET jobs = jobs + ? WHERE state = ?", counts)
+        if self._jobs:
+            _write_rows(connection, f"INSERT INTO jobs ({', '.join(JOB_COLUMNS)}) VALUES", self._jobs)
+        for names, values in self._updates.items():
+            columns = ", ".join(f"{name} = new.column{at}" for at, name in enumerate(names, 2))
+            end = ") AS new WHERE jobs.job_id = new.column1"
+            _write_rows(connection, f"UPDATE jobs SET {columns} FROM (VALUES", values, end)
+        if self._requests:
+            _write_rows(connection, "INSERT INTO requests VALUES", self._requests)
+        if self._rows:
+            _write_rows(connection, "INSERT INTO log_rows VALUES", self._rows)
+        if self._heads:
+            heads = [(log_id, *msgspec.structs.astuple(head)) for log_id, head in self._heads.items()]
+            _write_rows(connection, "INSERT OR REPLACE INTO log_heads VALUES", heads)
+        for state, change in self._counts.items():
+            if change:
+                connection.execute("UPDATE counts SET jobs = jobs + ? WHERE state = ?", (change, state))
         self.clear()
 
     def clear(self) -> None:
         """Drop what waits."""
-        for waiting in (self.rows, self.heads, self.requests, self.counts, self._updates, self._updated):
+        for waiting in (
+            self._jobs,
+            self._by_key,
+            self._updates,
+            self._updated,
+            self._requests,
+            self._rows,
+            self._heads,
+            self._counts,
+        ):
             waiting.clear()
+
+
+def _write_rows(connection: sqlite3.Connection, begin: str, rows: list[Row], end: str = "") -> None:
+    """Run a statement for rows, in few sizes, so that SQLite has seen each before."""
+    at = 0
+    while at < len(rows):
+        count = next(size for size in ROWS_TOGETHER if at + size <= len(rows))
+        values = [value for row in rows[at : at + count] for value in row]
+        connection.execute(_statement(begin, len(rows[0]), count, end), values)
+        at += count
+
+
+@cache
+def _statement(begin: str, width: int, count: int, end: str) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"{begin} {', '.join([row] * count)}{end}"
 
 
 class Transaction:
@@ -317,6 +381,8 @@ def translated(error: sqlite3.Error) -> RbeeError:
     """Say in the house's words what SQLite refused."""
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
+    if code in _TAKEN:
+        return TakenError(f"There is that already: {error}.")
     if primary in _FULL:
         return StorageFullError(f"The registry cannot be written to: {error}.")
     if primary == sqlite3.SQLITE_READONLY:

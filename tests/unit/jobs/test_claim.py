@@ -7,6 +7,7 @@ import contextlib
 import json
 import resource
 import signal
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
@@ -214,9 +215,8 @@ async def test_result_that_is_not_json_fails_the_job_and_the_loop_goes_on(regist
 async def test_request_that_cannot_be_read_fails_the_job_and_the_loop_goes_on(path: Path) -> None:
     async with opened(path) as registry:
         job_id = await paint(registry, colour="blue")
-        await registry.store._writer.write(  # type: ignore[attr-defined]
-            lambda tx: tx.execute("""UPDATE requests SET body = '{"operation":"paint","width":1}'""") and None
-        )
+        with contextlib.closing(sqlite3.connect(path)) as stranger, stranger:
+            stranger.execute("UPDATE requests SET body = ?", (b'{"operation":"paint","width":1}',))
         async with working(registry, nothing):
             ended = await registry.wait(job_id)
             assert shown(ended) == ("failed", "invalid", 1)
