@@ -73,8 +73,9 @@ def stopped(stop: Stop) -> Ending:
 
 
 def failed(error: RbeeError) -> Ending:
-    """End with an error."""
-    return Ending(JobState.FAILED, Reason(error.reason), error.message, "failed", "error", error=error)
+    """End with an error; where it is not of this house, its code tells more than the reason does."""
+    reason = Reason(error.reason) if error.reason in Reason.__members__.values() else Reason.INTERNAL
+    return Ending(JobState.FAILED, reason, error.message, "failed", "error", error=error)
 
 
 def incident(error: BaseException, where: str = "a job") -> InternalError:

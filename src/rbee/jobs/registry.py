@@ -226,7 +226,7 @@ class JobRegistry:
         return self._claims.jobs(kinds, name=name, lease_s=lease_s)
 
     async def cancel(self, job_id: str) -> JobRecord:
-        """Cancel a job: a queued one ends now, one that is worked on as soon as its worker hears of it.
+        """Cancel a job: one that nobody works on ends now, another as soon as its worker hears of it.
 
         Raises:
             NotFoundError: There is no such job.
@@ -234,7 +234,7 @@ class JobRegistry:
         now = self._clock()
 
         def decide(record: JobRecord) -> Changed:
-            if record.state is not JobState.QUEUED:
+            if record.is_ended or record.owner is not None:
                 return cancel_requested(record)
             ending = stopped(USER_STOP)
             events = [closing(record, ending, "registry")]

@@ -21,7 +21,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How much is kept; past any of these, the jobs that ended before all others are forgotten.
 
     Attributes:
-        days: For how long after its end a job is kept.
+        days: For how long after its end a job is kept, and after its beginning the log of a worker that has gone.
         jobs: How many jobs that have ended.
         size_bytes: How much of the disk all that the registry keeps may use.
     """
@@ -78,13 +78,18 @@ class Retention:
                 began_at = loop.time()
                 found = await self._registry.store.forget(self._reason)
                 forgotten.update(found.jobs)
-                if not found.is_more:
+                is_more = found.is_more or await self._forget_logs()
+                if not is_more:
                     return forgotten
                 await asyncio.sleep(loop.time() - began_at)
         finally:
             if forgotten:
                 why = dict(forgotten)
                 narrate(f"{self._actor}_forget", self._sentence(why), jobs=forgotten.total(), why=why)
+
+    async def _forget_logs(self) -> bool:
+        before = self._registry.now() - self._limits.days * DAY_S
+        return await self._registry.store.forget_logs(before)
 
     def _reason(self, held: Held) -> str | None:
         return self._limits.reason(held, self._registry.now())

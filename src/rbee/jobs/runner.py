@@ -12,6 +12,7 @@ from rbee.contracts.operations import AnyOperation
 from rbee.contracts.states import JobState, Phase
 from rbee.errors import (
     ConflictError,
+    GoneError,
     RbeeError,
     StorageFullError,
     UnavailableError,
@@ -31,6 +32,7 @@ from rbee.jobs.endings import (
 from rbee.jobs.endings import error_body as error_body
 from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
+from rbee.jobs.store import StoreClosedError
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
 from rbee.narration.emit import narration_event as narration_event
@@ -264,6 +266,8 @@ class JobRunner:
             try:
                 await self._end(record, ending, facts)
                 return
+            except StoreClosedError:
+                raise
             except (StorageFullError, UnavailableError) as error:
                 if not is_told:
                     print(f"{record.job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
@@ -271,8 +275,7 @@ class JobRunner:
             await asyncio.sleep(END_AGAIN_S)
 
     async def _end(self, record: JobRecord, ending: Ending, facts: dict[str, Any] | None = None) -> JobRecord:
-        code = {"code": ending.error.code} if ending.error else {}
-        fields = {**(facts or {}), **code}
+        fields = facts or {}
         with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
             line = closing_line(ending, self.actor, **fields)
         try:
@@ -286,6 +289,8 @@ class JobRunner:
                 fence=Fence(self.owner, record.attempt) if record.state is JobState.RUNNING else None,
                 events=[narration_event(line)],
             )
+        except GoneError:
+            return record  # somebody else ended it, and it was forgotten since
         except ConflictError:
             other = await self.registry.get(record.job_id)
             if other.state is JobState.QUEUED:  # its handler never started it, so it cannot be complete

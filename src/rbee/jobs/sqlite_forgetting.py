@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections import Counter
 
-from rbee.contracts.ids import is_id
+from rbee.contracts.ids import Kind, first_id, is_id
 from rbee.contracts.states import TERMINAL_STATES
 from rbee.errors import GoneError, NotFoundError, RbeeError
 from rbee.jobs.records import Forgotten, Held
@@ -26,10 +26,8 @@ _OLDEST = (
     "SELECT job_id, state, ended_at, coalesce(length(result), 0) FROM jobs INDEXED BY jobs_ended "
     "WHERE ended_at IS NOT NULL ORDER BY ended_at, job_id LIMIT 1"
 )
-_REMEMBER = (
-    "INSERT INTO meta VALUES ('forgotten_up_to', ?) "
-    "ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)"
-)
+_REMEMBER = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)"
+_UP_TO: dict[Kind, str] = {"job": "forgotten_up_to", "worker": "forgotten_workers_up_to"}
 
 
 def forget_slice(tx: Transaction, why: Why) -> Forgotten:
@@ -51,15 +49,36 @@ def forget_slice(tx: Transaction, why: Why) -> Forgotten:
     return Forgotten(jobs, is_more=False)
 
 
+def forget_logs(tx: Transaction, before: float) -> bool:
+    """Forget logs of workers that were made before a time and whose end is told; tells whether there are more."""
+    until = time.monotonic() + SLICE_S
+    oldest = (
+        "SELECT log_id FROM log_heads WHERE log_id BETWEEN 'worker-' AND ? "
+        "AND log_id NOT IN (SELECT worker_id FROM workers) ORDER BY log_id LIMIT 1"
+    )
+    while found := tx.execute(oldest, (first_id("worker", before),)).fetchone():
+        if tx.erased_bytes >= SLICE_BYTES or time.monotonic() >= until:
+            return True
+        (log_id,) = found
+        if not _forget_events(tx, log_id):
+            tx.erased_bytes += JOB_BYTES
+            tx.execute("DELETE FROM log_heads WHERE log_id = ?", (log_id,))
+            tx.execute("DELETE FROM cursors WHERE source IN (?, ?)", (f"{log_id}/stdout", f"{log_id}/stderr"))
+            tx.execute(_REMEMBER, (_UP_TO["worker"], log_id))
+            tx.known.heads.pop(log_id, None)
+    return False
+
+
 def missing(connection: sqlite3.Connection, log_id: str) -> RbeeError:
     """Return the error that tells why there is no such job or log."""
-    if not is_id("job", log_id):
-        return NotFoundError(f"There is no log of {log_id}.")
-    row = connection.execute("SELECT value FROM meta WHERE key = 'forgotten_up_to'").fetchone()
+    kind = next((kind for kind in _UP_TO if is_id(kind, log_id)), None)
+    row = kind and connection.execute("SELECT value FROM meta WHERE key = ?", (_UP_TO[kind],)).fetchone()
     if row is None or log_id > row[0]:
-        return NotFoundError(f"There is no job {log_id}.", param="job_id")
+        if kind == "job":
+            return NotFoundError(f"There is no job {log_id}.", param="job_id")
+        return NotFoundError(f"There is no log of {log_id}.")
     return GoneError(
-        f"The job {log_id} is no longer kept.",
+        f"The {kind} {log_id} is no longer kept.",
         remedy="Keep jobs for longer: retention_days, retention_jobs and retention_bytes in the settings.",
     )
 
@@ -106,7 +125,7 @@ def _forget_job(tx: Transaction, job_id: str, state: str) -> None:
     tx.execute("DELETE FROM requests WHERE job_id = ?", (job_id,))
     tx.execute("DELETE FROM log_heads WHERE log_id = ?", (job_id,))
     tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-    tx.execute(_REMEMBER, (job_id,))
+    tx.execute(_REMEMBER, (_UP_TO["job"], job_id))
     tx.known.heads.pop(job_id, None)
     tx.known.jobs.pop(job_id, None)
     tx.known.requests.pop(job_id, None)

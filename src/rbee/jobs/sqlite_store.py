@@ -33,7 +33,7 @@ from rbee.jobs.records import (
     Standing,
     WorkerRecord,
 )
-from rbee.jobs.sqlite_forgetting import forget_slice, missing
+from rbee.jobs.sqlite_forgetting import forget_logs, forget_slice, missing
 from rbee.jobs.sqlite_lists import select_jobs
 from rbee.jobs.sqlite_reader import SqliteReader
 from rbee.jobs.sqlite_writer import JOB_COLUMNS, SqliteWriter, TakenError, Transaction
@@ -170,6 +170,10 @@ class SqliteStore:
     async def forget(self, why: Why) -> Forgotten:
         """Forget jobs that have ended, in one short transaction."""
         return await self._writer.write(lambda tx: forget_slice(tx, why))
+
+    async def forget_logs(self, before: float) -> bool:
+        """Forget logs of workers that have gone, in one short transaction."""
+        return await self._writer.write(lambda tx: forget_logs(tx, before))
 
     async def missing(self, log_id: str) -> RbeeError:
         """Return the error that tells why there is no such job or log."""

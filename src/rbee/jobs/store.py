@@ -98,6 +98,12 @@ class JobStore(Protocol):
         job, its request and its idempotency key. A job that has not ended is never forgotten.
         """
 
+    async def forget_logs(self, before: float) -> bool:
+        """Forget logs of workers that were made before a time (seconds since 1970) and whose end is told.
+
+        In one short transaction; returns whether there are more.
+        """
+
     async def missing(self, log_id: str) -> RbeeError:
         """Return the error that tells why there is no such job or log.
 

@@ -19,7 +19,7 @@ import pytest
 
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.views import Progress
-from rbee.errors import GoneError, InvalidRequestError, NotFoundError, UnavailableError
+from rbee.errors import GoneError, InvalidRequestError, NotFoundError, RbeeError, UnavailableError
 from rbee.jobs import ClaimedJob, JobRecord, JobRegistry, LeaseLostError
 from tests.unit.jobs.claim_stage import LEASE_S, Clock, Paint, Sweep, opened, work
 from tests.unit.jobs.job_stage import SECONDS, assert_dense, kinds, read_to_end, whole_log
@@ -210,6 +210,38 @@ async def test_result_that_is_not_json_fails_the_job_and_the_loop_goes_on(regist
         ended = [await registry.wait(await paint(registry)) for _ in range(2)]
     assert [shown(record) for record in ended] == [("failed", "internal", 1), ("completed", "ok", 1)]
     assert "UnicodeEncodeError, incident" in (ended[0].message or "")
+
+
+async def test_cancel_of_a_job_that_waits_for_its_next_attempt_ends_it_now(registry: JobRegistry) -> None:
+    async def do(job: ClaimedJob) -> None:
+        raise UnavailableError("Not yet.", retry_after_s=3600)
+
+    job_id = await paint(registry, attempts=3)
+    async with working(registry, do):
+        reader = await registry.follow(job_id)
+        async with asyncio.timeout(SECONDS):
+            while b'"painter_retry"' not in await reader.next_frames(SECONDS):
+                pass
+        reader.close()
+        assert shown(await registry.cancel(job_id)) == ("cancelled", "user", 1)
+        assert shown(await registry.wait(job_id)) == ("cancelled", "user", 1)
+
+
+async def test_error_with_a_reason_of_its_own_fails_the_job_and_the_loop_goes_on(registry: JobRegistry) -> None:
+    class DryError(RbeeError):
+        """The paint is dry."""
+
+        code = "dry"
+        reason = "dry"
+
+    async def do(job: ClaimedJob) -> None:
+        raise DryError
+
+    async with working(registry, do):
+        for _ in range(2):
+            ended = await registry.wait(await paint(registry))
+            assert shown(ended) == ("failed", "internal", 1)
+            assert ended.error is not None and ended.error.code == "dry"
 
 
 async def test_request_that_cannot_be_read_fails_the_job_and_the_loop_goes_on(path: Path) -> None:

@@ -16,7 +16,7 @@ from rbee.contracts.operations import Infer, QueenCheck
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import GoneError, NotFoundError
 from rbee.jobs import JobFilter, JobRecord, JobRegistry
-from rbee.jobs.records import Held
+from rbee.jobs.records import Entry, Held, SourceBatch, WorkerRecord
 from rbee.jobs.retention import DAY_S, Limits, Retention
 from rbee.jobs.sqlite_forgetting import SLICE_BYTES
 from rbee.jobs.sqlite_store import SqliteStore
@@ -156,6 +156,28 @@ async def test_long_log_is_forgotten_in_steps_of_few_bytes_between_which_others_
     assert len(steps) >= log_bytes // (SLICE_BYTES + ROW_BYTES)
     assert [head.first_seq for head in left] == sorted({head.first_seq for head in left})
     assert await registry.store.head(record.job_id) is None
+
+
+async def test_logs_of_workers_that_have_gone_are_forgotten_by_age(registry: JobRegistry, times: Times) -> None:
+    store = registry.store
+    gone, living, young = (first_id("worker", START_AT + days * DAY_S) for days in (0, 1, 20))
+    for worker_id in (gone, living, young):
+        await store.put_worker(WorkerRecord(worker_id, "hive-1", "m"))
+        for _ in range(3):
+            line = Entry(worker_id, told("x" * ROW_BYTES))
+            cursor = (await store.cursors([f"{worker_id}/stdout"])).get(f"{worker_id}/stdout", (0, 0))[0]
+            await store.ingest([SourceBatch(f"{worker_id}/stdout", cursor, cursor + 1, 0, [line])])
+    for worker_id in (gone, young):
+        await store.forget_worker(worker_id)
+    times.now_s += 31 * DAY_S
+    assert await retention(registry, days=30).forget() == {}
+    with pytest.raises(GoneError, match="no longer kept"):
+        await registry.follow(gone)
+    assert await store.cursors([f"{gone}/stdout"]) == {}
+    for worker_id in (living, young):
+        assert len(await whole_log(registry, worker_id)) == 3
+    with pytest.raises(NotFoundError):
+        await registry.follow(first_id("worker", START_AT + 40 * DAY_S))
 
 
 async def test_reader_of_a_log_that_is_being_forgotten_is_told(registry: JobRegistry, times: Times) -> None:
