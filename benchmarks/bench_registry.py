@@ -17,8 +17,10 @@ from benchmarks.report import Row, main, median, percentile
 from rbee.contracts.events import new_event
 from rbee.contracts.ids import new_correlation_id
 from rbee.contracts.operations import QueenCheck
-from rbee.contracts.states import JobState, Phase, Reason
+from rbee.contracts.states import TERMINAL_STATES, JobState, Phase, Reason
 from rbee.jobs import JobFilter, JobRegistry
+from rbee.jobs.retention import Limits, Retention
+from rbee.narration.emit import captured_narration
 
 TITLE = "The registry: jobs, each transition durable"
 IN_FLIGHT = {1: 2_000, 64: 25_600, 256: 25_600}
@@ -30,6 +32,7 @@ PAGE_MS = 20.0
 PAGE_CALLS = 20
 WAITING_JOBS = 500
 APPEND_EACH_S = 0.005
+FORGOTTEN_SHARE = 50
 PAUSE_MS = 50.0
 QUIET_S = 2.0
 PAGES_BESIDE = 10
@@ -187,6 +190,17 @@ async def _read_pages(registry: JobRegistry) -> None:
         await registry.find(JobFilter(limit=PAGE_JOBS_MAX))
 
 
+async def _forget(registry: JobRegistry, jobs: int) -> None:
+    """Forget a share of all jobs, the oldest ends first."""
+    wanted = jobs // FORGOTTEN_SHARE
+    ended = sum(count for state, count in (await registry.store.counts()).items() if state in TERMINAL_STATES)
+    limits = Limits(days=1e6, jobs=ended - wanted, size_bytes=2**60)
+    with captured_narration():
+        forgotten = await Retention(registry, limits, actor="bench").forget()
+    if forgotten != {"jobs": wanted}:
+        sys.exit(f"Forgot {forgotten}, not {wanted} jobs.")
+
+
 async def _wait_in_line(registry: JobRegistry) -> None:
     """Have some jobs wait, so that their places in line have to be counted."""
     operation = QueenCheck(lines=0)
@@ -203,6 +217,7 @@ async def _filled_rows(path: Path, jobs: int) -> list[Row]:
         Row("jobs in the file", f"{jobs:,}", f"{path.stat().st_size / 1e6:,.0f} MB"),
         *await _page_rows(registry, filled),
         await _pause_row("the reading of long pages", registry, _read_pages(registry)),
+        await _pause_row(f"the forgetting of {jobs // FORGOTTEN_SHARE:,} jobs", registry, _forget(registry, jobs)),
     ]
     await registry.close()
     return rows

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from benchmarks.jobs_peers import SMALL_ALONE, SMALL_SHARE, Measured
 from rbee.client import JobClient
-from rbee.contracts.ids import new_correlation_id
 from rbee.contracts.operations import QueenCheck
-from rbee.contracts.states import JobState, Reason
-from rbee.jobs import JobRegistry
+from rbee.jobs import JobRegistry, Operation
 from rbee.testing import LocalStack
 
 IN_FLIGHT = 64
@@ -52,26 +50,33 @@ async def _burst(run_job: RunJob, jobs: int) -> None:
             group.create_task(lane())
 
 
-async def _worker(registry: JobRegistry, job_id: str) -> None:
-    """Do what a worker does with one job; there is no body."""
-    await registry.start(job_id, owner="bench")
-    await registry.end(job_id, JobState.COMPLETED, reason=Reason.OK, message="The job is complete.")
+class Noop(Operation, tag="noop", frozen=True):
+    """Nothing to do."""
+
+
+async def _work(registry: JobRegistry) -> None:
+    """Be a worker: one of as many loops as jobs are in flight."""
+    async for job in registry.claim(Noop):
+        async with job:
+            pass
 
 
 async def measure_library(is_small: bool) -> Measured:
     """Run jobs in a registry of this process; ends the program when one of them is not completed."""
-    operation = QueenCheck(lines=0)
+    operation = Noop()
+    jobs, alone = (LIBRARY_JOBS // SMALL_SHARE, SMALL_ALONE) if is_small else (LIBRARY_JOBS, ALONE)
     with tempfile.TemporaryDirectory(prefix="rbee-bench-") as name:
-        registry = JobRegistry.open(Path(name) / "jobs.db")
+        async with JobRegistry.open(Path(name) / "jobs.db", operations=[Noop]) as registry:
 
-        async def run_job() -> None:
-            record = await registry.create(operation, correlation_id=new_correlation_id())
-            await _worker(registry, record.job_id)
+            async def run_job() -> None:
+                await registry.wait((await registry.create(operation)).job_id)
 
-        jobs, alone = (LIBRARY_JOBS // SMALL_SHARE, SMALL_ALONE) if is_small else (LIBRARY_JOBS, ALONE)
-        measured = await _measured(run_job, jobs, alone)
-        counts = await registry.store.counts()
-        await registry.close()
+            working = [asyncio.create_task(_work(registry)) for _ in range(IN_FLIGHT)]
+            measured = await _measured(run_job, jobs, alone)
+            counts = await registry.store.counts()
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
     if counts["completed"] != WARM + jobs + alone:
         sys.exit(f"Not all jobs were completed: {counts}.")
     return measured
