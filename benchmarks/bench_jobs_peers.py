@@ -8,10 +8,11 @@ jobs in flight; as a library it lives in one process, where whoever creates a jo
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.jobs_peers import PEERS, Measured, Peer, measure_peer
 from benchmarks.jobs_rbee import measure_http, measure_library
@@ -30,8 +31,8 @@ Rounds = dict[str, list[Measured]]
 
 def _measure_round(python: Path | None, is_small: bool, rounds: Rounds, missing: dict[str, str]) -> None:
     """Let every side have its turn once."""
-    rounds[LIBRARY].append(asyncio.run(measure_library(is_small)))
-    rounds[HTTP].append(asyncio.run(measure_http(is_small)))
+    rounds[LIBRARY].append(uvloop.run(measure_library(is_small)))
+    rounds[HTTP].append(uvloop.run(measure_http(is_small)))
     if python is None:
         return
     for peer in _peers(is_small):

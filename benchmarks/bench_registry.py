@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
+
 from benchmarks.registry_filled import RARE, RARE_JOBS, Filled, fill
 from benchmarks.registry_limit import lives_per_s
 from benchmarks.report import Row, main, median, percentile
@@ -235,7 +237,7 @@ async def _measure(is_small: bool) -> list[Row]:
 
 def measure(is_small: bool) -> Sequence[Row]:
     """Run it in one of its two sizes; ends the program with 1 where the registry has not what it should."""
-    return asyncio.run(_measure(is_small))
+    return uvloop.run(_measure(is_small))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our side of the no-op job: the library in one process, and a queen over HTTP.
 
-A job is finished when its end is on disk.
+A job is finished when its end is on disk. Both run on uvloop, as rbee's programs do.
 """
 
 from __future__ import annotations
