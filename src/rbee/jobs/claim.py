@@ -475,9 +475,18 @@ def claimed(record: JobRecord, *, owner: str, now: float, lease_s: float, name: 
         hive_id=None,
         worker_id=None,
         phase=None,
-        events=[],
+        events=[_lost_sight(record, name)] if record.owner is not None else [],
         lease_until=now + lease_s,
     )
+
+
+def _lost_sight(record: JobRecord, name: str) -> NewEvent:
+    """Say why a job is begun again."""
+    message = f"Whoever worked on attempt {record.attempt} was not heard of any more, so it is begun again."
+    with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model, actor=name):
+        return narration_event(
+            compose(f"{name}_begin_again", message, level="warning", attempt=record.attempt + 1)
+        )
 
 
 def overdue(record: JobRecord, now: float) -> Ending | None:

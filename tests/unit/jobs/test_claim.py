@@ -735,8 +735,11 @@ async def test_job_of_a_process_that_was_killed_is_begun_again_after_its_lease(
     async with working(registry, nothing, lease_s=LEASE_S):
         ended = await registry.wait(job_id)
     assert (shown(ended), ended.result) == (("completed", "ok", 2), b'{"attempt":2}')
-    begun = [event["ts"] for event in await log_of(registry, job_id) if event.get("state") == "running"]
+    log = await log_of(registry, job_id)
+    begun = [event["ts"] for event in log if event.get("state") == "running"]
     assert begun[1] >= until * 1e9 - 1000
+    (again,) = [event for event in log if event.get("action") == "painter_begin_again"]
+    assert again["message"] == "Whoever worked on attempt 1 was not heard of any more, so it is begun again."
 
 
 async def test_process_that_is_interrupted_gives_its_job_back(registry: JobRegistry, path: Path) -> None:
