@@ -64,6 +64,16 @@ async def test_same_key_and_body_fifty_times_at_once_is_one_job(registry: JobReg
     assert kinds(await whole_log(registry, made[0].job_id)) == ["queued", "narration"]
 
 
+async def test_key_of_a_job_that_ended_in_the_same_moment_gives_it_as_it_is(registry: JobRegistry) -> None:
+    job_id = new_id("job")
+    made, ended, again = await asyncio.gather(
+        new_job(registry, idempotency_key="k", job_id=job_id),
+        end(registry, job_id, JobState.CANCELLED),
+        new_job(registry, idempotency_key="k"),
+    )
+    assert (made.state, again) == ("queued", ended)
+
+
 async def test_key_used_with_another_body_is_refused(registry: JobRegistry) -> None:
     await registry.create(QueenCheck(lines=1), correlation_id="c", idempotency_key="k")
     with pytest.raises(ConflictError, match="Idempotency-Key"):

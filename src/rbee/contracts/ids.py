@@ -30,7 +30,7 @@ def new_id(kind: Kind) -> str:
 
 def first_id(kind: Kind, at_s: float) -> str:
     """Return the least identifier that can be made at a time, in seconds since 1970 (before that: at 0)."""
-    return f"{kind}-{_text_of(max(0, int(at_s * 1000)) << 80)}"
+    return f"{kind}-{_text_of(int(max(0.0, at_s) * 1000) << 80)}"
 
 
 def _text_of(number: int) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 COMMIT_BYTES = 16 * 1024
+BUSY_MS = 10_000
 IDLE_S = 2.0
 """How long nothing may be written until the log is emptied."""
 
@@ -53,7 +54,9 @@ class Checkpoints:
 
     def empty(self, connection: sqlite3.Connection) -> bool:
         """Empty the log; false when somebody reads it just now."""
+        connection.execute("PRAGMA busy_timeout=0")  # whoever reads it may read for long
         is_empty = _checkpoint(connection, "TRUNCATE")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         self._pending_bytes = -1 if is_empty else max(0, self._pending_bytes)
         return is_empty
 

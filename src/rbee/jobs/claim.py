@@ -7,7 +7,7 @@ import contextlib
 import math
 import random
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,7 @@ from rbee.contracts.states import JobState
 from rbee.contracts.views import Progress
 from rbee.errors import (
     ConflictError,
+    GoneError,
     InvalidRequestError,
     RbeeError,
     StorageFullError,
@@ -133,7 +134,10 @@ class ClaimedJob:
             changed: Changed = decide(record)
             return changed
 
-        self.record = await self._registry.store.change(self.job_id, fenced)
+        try:
+            self.record = await self._registry.store.change(self.job_id, fenced)
+        except GoneError as error:
+            raise LeaseLostError(f"The job {self.job_id} was ended and forgotten.") from error
 
     def stop(self, stop: Stop | LeaseLostError) -> None:
         """Have the block left, for this reason; the first one counts."""
@@ -187,20 +191,17 @@ class ClaimedJob:
     async def _settle(self, error: BaseException | None) -> None:
         if isinstance(self._stop, LeaseLostError) or isinstance(error, LeaseLostError):
             return
-        if error is None:
-            await self._complete()
-        elif self._stop is not None:
-            await self._end(stopped(self._stop))
-        elif isinstance(error, RbeeError) and error.retryable and self.record.attempt < self.record.attempts:
-            await self._again(error)
-        else:
-            await self._end(failed(error if isinstance(error, RbeeError) else incident(error, self.job_id)))
-
-    async def _complete(self) -> None:
         try:
-            await self._end(completed(self.result))
-        except (RecursionError, TypeError, ValueError) as error:  # the result cannot be written as JSON
-            await self._end(failed(incident(error, self.job_id)))
+            if error is None:
+                await self._end(completed(self.result))
+            elif self._stop is not None:
+                await self._end(stopped(self._stop))
+            elif isinstance(error, RbeeError) and error.retryable and self.record.attempt < self.record.attempts:
+                await self._again(error)
+            else:
+                await self._end(failed(error if isinstance(error, RbeeError) else incident(error, self.job_id)))
+        except (RecursionError, TypeError, ValueError) as fault:  # what is to be told is no JSON
+            await self._end(failed(incident(fault, self.job_id)))
 
     def _let_go(self) -> None:
         for timer in self._timers.values():
@@ -223,8 +224,8 @@ class ClaimedJob:
                 self.stop(USER_STOP)
             elif (record.lease_until or 0) - self._registry.now() < self._lease_s * 2 / 3:
                 await self.renew()
-        except LeaseLostError as error:
-            self.stop(error)
+        except (LeaseLostError, GoneError) as error:
+            self.stop(LeaseLostError(error.message))
             return
         except RbeeError:
             pass  # the registry cannot be written just now; the lease says how long that may go on
@@ -233,21 +234,28 @@ class ClaimedJob:
         )
 
     async def _end(self, ending: Ending) -> None:
+        async def end() -> None:
+            self.record = await self._registry.end(
+                self.job_id,
+                ending.state,
+                reason=ending.reason,
+                message=ending.message,
+                result=ending.result,
+                error=error_body(ending.error) if ending.error else None,
+                fence=self._fence,
+                events=[closing(self.record, ending, self._name)],
+            )
+
+        await self._insist(end)
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write until it can be written, or another owner has the job."""
         is_told = False
         while True:
             try:
-                self.record = await self._registry.end(
-                    self.job_id,
-                    ending.state,
-                    reason=ending.reason,
-                    message=ending.message,
-                    result=ending.result,
-                    error=error_body(ending.error) if ending.error else None,
-                    fence=self._fence,
-                    events=[closing(self.record, ending, self._name)],
-                )
+                await write()
                 return
-            except ConflictError:
+            except (ConflictError, GoneError):
                 return  # another owner has it by now, and theirs counts
             except StoreClosedError:
                 raise
@@ -261,18 +269,18 @@ class ClaimedJob:
         """Have the job begun again after a while, by whoever is free then."""
         wait_s = min(RETRY_MAX_S, RETRY_S * 2.0 ** (self.record.attempt - 1)) * random.uniform(0.75, 1.0)
         wait_s = error.retry_after_s or wait_s
-        await self._release(
-            f"{self._name}_retry",
-            f"Attempt {self.record.attempt} failed: {error.message} The next one begins in {wait_s:.1f} s.",
-            wait_s,
-            is_counted=True,
-            code=error.code,
-        )
+        message = f"Attempt {self.record.attempt} failed: {error.message} The next one begins in {wait_s:.1f} s."
+
+        async def release() -> None:
+            await self._release(f"{self._name}_retry", message, wait_s, is_counted=True, code=error.code)
+
+        await self._insist(release)
 
     async def give_back(self, message: str, wait_s: float = 0.0) -> None:
         """Let another owner have the job, after a while; this attempt does not count."""
         self._let_go()
-        await self._release(f"{self._name}_give_back", message, wait_s, is_counted=False)
+        with contextlib.suppress(LeaseLostError, StorageFullError, UnavailableError):  # else the lease ends
+            await self._release(f"{self._name}_give_back", message, wait_s, is_counted=False)
 
     async def pass_by(self) -> None:
         """Give the job back if its block was never entered; whoever enters it all the same is told so."""
@@ -284,14 +292,14 @@ class ClaimedJob:
         """Read what the job asks for; false when that cannot be read, which has ended it."""
         try:
             self.operation = self._registry.load(self._request)
-        except msgspec.DecodeError as error:
+        except InvalidRequestError as error:
             self._let_go()
-            await self._end(failed(InvalidRequestError(f"The request cannot be read: {error}.")))
+            await self._end(failed(error))
             return False
         return True
 
     async def _release(self, action: str, message: str, wait_s: float, *, is_counted: bool, **fields: Any) -> None:
-        """Let go of the job; where that cannot be written, its lease comes to the same."""
+        """Let go of the job."""
         with self._scope():
             line = compose(action, message, level="warning", attempt=self.record.attempt, **fields)
         until = min(self._registry.now() + wait_s, self.record.deadline_at or math.inf)
@@ -299,9 +307,8 @@ class ClaimedJob:
         def decide(record: JobRecord) -> Changed:
             return released(record, self._fence, until, is_counted=is_counted, events=[narration_event(line)])
 
-        with contextlib.suppress(LeaseLostError, StorageFullError, UnavailableError):
-            await self._change(decide)
-            self._claims.look_in(wait_s)
+        await self._change(decide)
+        self._claims.look_in(wait_s)
 
     def _scope(self) -> Any:
         record = self.record

@@ -37,6 +37,9 @@ class _Recent:
     def add(self, batch: Committed, limit_bytes: int) -> int:
         """Keep a batch within the limit; returns by how much the memory grew."""
         before = self.size_bytes
+        if self.batches and self.batches[-1].last_seq + 1 != batch.first_seq:  # another process wrote in between
+            self.batches.clear()
+            self.size_bytes = 0
         self.last_seq = batch.last_seq
         self.batches.append(batch)
         self.size_bytes += len(batch.frames)
@@ -206,8 +209,8 @@ class LogReader:
             if self.position < self._recent.last_seq:
                 if frames := self._take_page(await self._hub.page(self.log_id, self.position)):
                     return frames
-            elif not await self._woken(timeout_s):
-                break
+            elif not await self._woken(timeout_s):  # another process may have written
+                return self._take_page(await self._hub.page(self.log_id, self.position))
         return b""
 
     def at_hand(self) -> bytes:

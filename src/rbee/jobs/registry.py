@@ -20,7 +20,7 @@ from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.operations import OPERATIONS, Operation, operation_name
 from rbee.contracts.states import JobState, Phase, Reason
 from rbee.contracts.views import ErrorBody, JobView, Progress
-from rbee.errors import GoneError
+from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs.claim import LEASE_S, LOOK_S, ClaimedJob, Claims, closing
 from rbee.jobs.endings import USER_STOP, stopped
 from rbee.jobs.event_log import PAGE_EVENTS, LogHub, LogReader
@@ -222,7 +222,12 @@ class JobRegistry:
             kinds: What to work on.
             name: Who works, as the jobs' logs tell it: `worker_complete`.
             lease_s: How long a job is held without a sign of life.
+
+        Raises:
+            InvalidRequestError: `lease_s` is not above 0.
         """
+        if not lease_s > 0:
+            raise InvalidRequestError(f"`lease_s` must be more than 0, not {lease_s}.", param="lease_s")
         return self._claims.jobs(kinds, name=name, lease_s=lease_s)
 
     async def cancel(self, job_id: str) -> JobRecord:
@@ -312,6 +317,7 @@ class JobRegistry:
 
         Raises:
             GoneError: The request was erased.
+            InvalidRequestError: It is of no form that is known here.
         """
         body = await self.store.request(job_id)
         if body is None:
@@ -319,8 +325,15 @@ class JobRegistry:
         return self.load(body)
 
     def load(self, request: bytes) -> Any:
-        """Read a kept request back as the operation it is."""
-        return self._requests.decode(request)
+        """Read a kept request back as the operation it is.
+
+        Raises:
+            InvalidRequestError: It is of no form that is known here.
+        """
+        try:
+            return self._requests.decode(request)
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f"The request cannot be read: {error}.") from error
 
     async def view(self, job_id: str) -> JobView:
         """Return a job as everybody may see it."""

@@ -63,7 +63,7 @@ def forget_logs(tx: Transaction, before: float) -> bool:
         if not _forget_events(tx, log_id):
             tx.erased_bytes += JOB_BYTES
             tx.execute("DELETE FROM log_heads WHERE log_id = ?", (log_id,))
-            tx.execute("DELETE FROM cursors WHERE source IN (?, ?)", (f"{log_id}/stdout", f"{log_id}/stderr"))
+            tx.execute("DELETE FROM cursors WHERE source BETWEEN ? AND ?", (f"{log_id}/", f"{log_id}/~"))
             tx.execute(_REMEMBER, (_UP_TO["worker"], log_id))
             tx.known.heads.pop(log_id, None)
     return False

@@ -25,9 +25,13 @@ class _Question:
         self.error: BaseException | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Find the answer."""
+        """Find the answer, in the file as it is at one moment."""
         try:
-            self.answer = self.function(connection)
+            connection.execute("BEGIN")
+            try:
+                self.answer = self.function(connection)
+            finally:
+                connection.execute("COMMIT")
         except sqlite3.Error as error:
             self.error = translated(error)
         except Exception as error:  # noqa: BLE001  # goes to whoever asked

@@ -18,7 +18,7 @@ from rbee.contracts.events import CapturedRun, NewEvent, encode_json, frames_fro
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, OverloadedError, RbeeError, StartError
-from rbee.jobs.checkpoints import Checkpoints
+from rbee.jobs.checkpoints import BUSY_MS, Checkpoints
 from rbee.jobs.records import (
     Changed,
     Committed,
@@ -85,7 +85,9 @@ class SqliteStore:
         self._writer = SqliteWriter(connection, lambda committed: self.on_commit(committed), checkpoints)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._target, isolation_level=None, check_same_thread=False, timeout=10)
+        connection = sqlite3.connect(
+            self._target, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
+        )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Checkpoints`
@@ -379,7 +381,11 @@ def _request(connection: sqlite3.Connection, job_id: str) -> bytes | None:
 def _by_key(tx: Transaction, record: JobRecord) -> JobRecord | None:
     if record.idempotency_key is None:
         return None
-    existing = tx.pending.made_by(record.principal, record.idempotency_key) or _stored_by_key(tx, record)
+    made = tx.pending.made_by(record.principal, record.idempotency_key)
+    if made is not None:
+        existing = tx.known.jobs.get(made) or _get(tx.settled(), made)
+    else:
+        existing = _stored_by_key(tx, record)
     if existing is not None and existing.body_hash != record.body_hash:
         raise ConflictError(
             "This Idempotency-Key was used with another body.", remedy="Use a new key for a new request."
@@ -401,7 +407,10 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
     if names:
         values = [_stored(name, getattr(after, name)) for name in names]
         tx.pending.update(tx.connection, after.job_id, names, tuple(values))
-    tx.known.jobs[after.job_id] = after
+    if after.is_ended:  # nobody changes it any more
+        tx.known.jobs.pop(after.job_id, None)
+    else:
+        tx.known.jobs[after.job_id] = after
     if after.state is not before.state:
         tx.pending.move(before.state, after.state)
         if tx.known.queued is not None and before.state is JobState.QUEUED:
@@ -411,7 +420,6 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
         _append(tx, after.job_id, changed.events, is_end=is_end)
     if is_end:
         tx.committed[-1].ended = after
-        tx.known.jobs.pop(after.job_id)  # nobody changes it any more
         if not after.is_stored:
             _erase(tx, after.job_id)
     return after
@@ -588,8 +596,8 @@ def _ingest(tx: Transaction, batches: list[SourceBatch]) -> dict[str, int]:
     for log_id, parts in by_log.items():
         head = _known_head(tx, log_id)
         if head is not None and head.size_bytes >= JOB_LOG_BYTES_MAX and log_id.startswith("job-"):
-            _append(tx, log_id, [_lost(parts)], is_end=False)
-            tx.committed[-1].is_full = True
+            if _append(tx, log_id, [_lost(parts)], is_end=False):
+                tx.committed[-1].is_full = True
         else:
             _append(tx, log_id, parts, is_end=False)
     return cursors

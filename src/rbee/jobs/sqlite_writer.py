@@ -67,7 +67,7 @@ class Pending:
     def __init__(self) -> None:
         self.changes = 0
         self._jobs: list[Row] = []
-        self._by_key: dict[tuple[str, str], JobRecord] = {}
+        self._by_key: dict[tuple[str, str], str] = {}
         self._updates: dict[tuple[str, ...], list[Row]] = {}
         self._updated: set[str] = set()
         self._requests: list[Row] = []
@@ -82,10 +82,10 @@ class Pending:
         self._requests.append((record.job_id, request))
         self._counts[record.state] += 1
         if record.idempotency_key is not None:
-            self._by_key[record.principal, record.idempotency_key] = record
+            self._by_key[record.principal, record.idempotency_key] = record.job_id
 
-    def made_by(self, principal: str, key: str) -> JobRecord | None:
-        """Return the new job of an idempotency key."""
+    def made_by(self, principal: str, key: str) -> str | None:
+        """Return the id of the new job of an idempotency key."""
         return self._by_key.get((principal, key))
 
     def update(self, connection: sqlite3.Connection, job_id: str, names: tuple[str, ...], values: Row) -> None:
@@ -182,6 +182,16 @@ class Transaction:
         self.committed: list[Committed] = []
         self.has_erased = False
         self.erased_bytes = 0
+        self._began = self._changes
+
+    @property
+    def _changes(self) -> tuple[int, int]:
+        return self.connection.total_changes, self.pending.changes
+
+    @property
+    def has_changed(self) -> bool:
+        """Tell whether this write has changed something."""
+        return self._changes != self._began
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement, behind all that waits."""
@@ -189,7 +199,10 @@ class Transaction:
 
     def settled(self) -> sqlite3.Connection:
         """Return the file with all that waited."""
+        is_unchanged = not self.has_changed
         self.pending.write(self.connection)
+        if is_unchanged:  # what was written now were others' changes
+            self._began = self._changes
         return self.connection
 
 
@@ -313,13 +326,13 @@ class SqliteWriter:
         self._look_for_strangers()
         for write in batch:
             write.error = None
-            before = connection.total_changes, self._pending.changes
+            transaction = Transaction(connection, self._known, self._pending)
             try:
-                self._apply(write)
+                self._apply(write, transaction)
             except sqlite3.Error:
                 raise
             except Exception as error:  # goes to whoever asked for this write
-                if (connection.total_changes, self._pending.changes) != before:
+                if transaction.has_changed:
                     raise  # it has to be undone
                 write.fail(error)
             if not connection.in_transaction:
@@ -340,8 +353,7 @@ class SqliteWriter:
             self._version = version
             self._known.clear()
 
-    def _apply(self, write: _Write) -> None:
-        transaction = Transaction(self._connection, self._known, self._pending)
+    def _apply(self, write: _Write, transaction: Transaction) -> None:
         write.result = write.function(transaction)
         write.published = transaction.committed
         write.erased_bytes = transaction.erased_bytes

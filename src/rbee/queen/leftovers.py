@@ -9,7 +9,7 @@ import msgspec
 from rbee.contracts.events import NARRATION_PREFIX, encode_json
 from rbee.contracts.operations import Infer
 from rbee.contracts.states import JobState
-from rbee.errors import GoneError, QueenLostError, WorkerLostError
+from rbee.errors import GoneError, InvalidRequestError, QueenLostError, WorkerLostError
 from rbee.jobs import JobRegistry, JobRunner
 from rbee.jobs.endings import USER_STOP, error_body, failed, stopped
 from rbee.jobs.records import JobRecord
@@ -56,7 +56,7 @@ class Leftovers:
             return False
         try:
             operation = await self._registry.operation(record.job_id)
-        except GoneError:
+        except (GoneError, InvalidRequestError):
             return False
         if not isinstance(operation, Infer):
             return False
@@ -111,8 +111,8 @@ class Leftovers:
             return
         try:
             operation = await self._registry.operation(record.job_id)
-        except GoneError:
-            await self._end_lost(record, "The queen ended, and this job's request is no longer kept.")
+        except (GoneError, InvalidRequestError) as error:
+            await self._end_lost(record, f"The queen ended, and this job cannot be placed again: {error.message}")
             return
         self._runner.launch(record, operation)
         if record.is_cancel_requested:

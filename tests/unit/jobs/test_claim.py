@@ -21,8 +21,9 @@ from rbee.contracts.states import JobState, Reason
 from rbee.contracts.views import Progress
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError, RbeeError, UnavailableError
 from rbee.jobs import ClaimedJob, JobRecord, JobRegistry, LeaseLostError
+from rbee.jobs.retention import Limits, Retention
 from tests.unit.jobs.claim_stage import LEASE_S, Clock, Paint, Sweep, opened, work
-from tests.unit.jobs.job_stage import SECONDS, assert_dense, kinds, read_to_end, whole_log
+from tests.unit.jobs.job_stage import SECONDS, assert_dense, end, kinds, read_to_end, whole_log
 
 Do = Callable[[ClaimedJob], Awaitable[Any]]
 
@@ -242,6 +243,43 @@ async def test_error_with_a_reason_of_its_own_fails_the_job_and_the_loop_goes_on
             ended = await registry.wait(await paint(registry))
             assert shown(ended) == ("failed", "internal", 1)
             assert ended.error is not None and ended.error.code == "dry"
+
+
+async def test_error_that_cannot_be_written_down_fails_the_job_and_the_loop_goes_on(registry: JobRegistry) -> None:
+    async def do(job: ClaimedJob) -> None:
+        raise InvalidRequestError("There is no file \udcff.")
+
+    async with working(registry, do):
+        for _ in range(2):
+            assert shown(await registry.wait(await paint(registry))) == ("failed", "internal", 1)
+
+
+async def test_block_of_a_job_that_was_ended_elsewhere_and_forgotten_is_left(path: Path) -> None:
+    left: asyncio.Queue[str] = asyncio.Queue()
+
+    async def do(job: ClaimedJob) -> None:
+        try:
+            await asyncio.sleep(SECONDS if job.operation == Paint(colour="lost") else 0)
+        finally:
+            left.put_nowait(job.job_id)
+
+    async with opened(path) as registry, opened(path) as other, working(registry, do):
+        job_id = await paint(registry, colour="lost")
+        reader = await registry.follow(job_id)
+        async with asyncio.timeout(SECONDS):
+            while b'"running"' not in await reader.next_frames(SECONDS):
+                pass
+        reader.close()
+        await end(other, job_id, JobState.FAILED)
+        await Retention(other, Limits(jobs=0), actor="test").forget()
+        assert await asyncio.wait_for(left.get(), SECONDS) == job_id
+        assert shown(await registry.wait(await paint(registry))) == ("completed", "ok", 1)
+
+
+async def test_lease_has_to_last_for_some_time(registry: JobRegistry) -> None:
+    for lease_s in (0, -1, float("nan")):
+        with pytest.raises(InvalidRequestError, match="lease_s"):
+            registry.claim(Paint, lease_s=lease_s)
 
 
 async def test_request_that_cannot_be_read_fails_the_job_and_the_loop_goes_on(path: Path) -> None:

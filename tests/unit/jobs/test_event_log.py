@@ -232,3 +232,39 @@ async def test_publication_has_the_order_of_the_numbers(registry: JobRegistry) -
     assert [event for batch in published for event in events_in(batch.frames)] == await whole_log(
         registry, record.job_id
     )
+
+
+async def test_reader_hears_what_other_processes_write_as_well(tmp_path: Path) -> None:
+    """They are told of nothing, so it comes with the next event of this process, or when the wait is over."""
+    path = tmp_path / "jobs.db"
+    async with JobRegistry.open(path) as registry, JobRegistry.open(path) as other:
+        record = await running_job(registry)
+        reader = await registry.follow(record.job_id, 2)
+        for number, who in enumerate((registry, other, other, registry, other, registry)):
+            await who.append(record.job_id, [told(str(number))])
+        seen: list[bytes] = []
+        while len(seen) < 6:
+            found = await reader.next(SECONDS)
+            assert found
+            seen += found
+        await end(other, record.job_id)
+        seen += await reader.next(0.01)
+        assert reader.is_ended
+        assert seen == (await whole_log(registry, record.job_id))[2:]
+        reader.close()
+
+
+async def test_reading_sees_the_file_as_it_is_at_one_moment(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with JobRegistry.open(path) as registry, JobRegistry.open(path) as other:
+        record = await running_job(registry)
+        writing = asyncio.create_task(_speak(other, record.job_id))
+        while not writing.done():
+            page = await registry.read(record.job_id, 0)
+            assert page.last_seq == page.head.last_seq
+        await writing
+
+
+async def _speak(registry: JobRegistry, job_id: str) -> None:
+    for number in range(300):
+        await registry.append(job_id, [told(str(number))])
