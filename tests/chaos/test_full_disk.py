@@ -112,6 +112,15 @@ def _fill(disk: Path) -> Path:
     return ballast
 
 
+async def _keep_full(disk: Path, seconds: float) -> None:
+    """Take all the room again and again, also what a hive gives back of what it has read; then give it back."""
+    until = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < until:
+        ballast = _fill(disk)
+        await asyncio.sleep(0.002)
+    ballast.unlink()
+
+
 async def _refused(stack: LocalStack, operation: dict[str, Any]) -> RbeeError:
     """Submit until the programs have used up what was left of the room in files they have already."""
     async with asyncio.timeout(30), stack.client() as client:
@@ -150,8 +159,7 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
     rbee_models: Path, figure: Callable[[str, object], None]
 ) -> None:
     asked = {"operation": "infer", "prompt": "Count", "max_tokens": 3000, "ignore_eos": True}
-    loop = asyncio.get_running_loop()
-    async with LocalStack(models=rbee_models) as stack:
+    async with LocalStack(models=rbee_models) as stack, asyncio.TaskGroup() as group:
         with _mounted(stack.home / "workers", 256 * 1024) as disk:
             tokens = 0
             async with asyncio.timeout(90), stack.client() as client:
@@ -159,11 +167,11 @@ async def test_answer_that_its_worker_can_no_longer_write_fails_and_the_next_one
                 async for event in client.follow(job_id):
                     tokens += event["kind"] == "token"
                     if tokens == 20:
-                        ballast = _fill(disk)
-                        loop.call_later(1.0, ballast.unlink)
+                        filling = group.create_task(_keep_full(disk, 1.0))
             figure("how it ended", (event["state"], event["reason"], event["message"]))
             assert (event["kind"], event["state"], event["reason"]) == ("end", "failed", "overloaded")
             assert event["error"]["code"] == "storage_full"
+            await filling
             log = await stack.run_job({**asked, "max_tokens": 5})
             assert log[-1]["state"] == "completed", log[-1]
             assert log[-1]["result"]["usage"]["completion_tokens"] == 5
