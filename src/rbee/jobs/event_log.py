@@ -30,7 +30,7 @@ class _Recent:
 
     def __init__(self) -> None:
         self.last_seq = 0
-        self.readers: set[LogReader] = set()
+        self.readers: dict[LogReader, None] = {}  # woken in the order in which they came
         self.batches: deque[Committed] = deque()
         self.size_bytes = 0
 
@@ -136,7 +136,7 @@ class LogHub:
         """
         recent = self._readers.setdefault(log_id, _Recent())
         reader = LogReader(self, log_id, after, recent)
-        recent.readers.add(reader)
+        recent.readers[reader] = None
         try:
             page = await self.page(log_id, after)
             head = page.head
@@ -156,7 +156,7 @@ class LogHub:
         """Stop handing events to a reader."""
         recent = self._readers.get(reader.log_id)
         if recent is not None:
-            recent.readers.discard(reader)
+            recent.readers.pop(reader, None)
             if not recent.readers:
                 del self._readers[reader.log_id]
                 self._recent_bytes -= recent.size_bytes
