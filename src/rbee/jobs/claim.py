@@ -39,6 +39,7 @@ from rbee.jobs.endings import (
     queue_timeout_of,
     stopped,
     timeout_of,
+    until_written,
 )
 from rbee.jobs.lifecycle import ended, released, renewed, started
 from rbee.jobs.records import Changed, Fence, JobRecord
@@ -249,21 +250,9 @@ class ClaimedJob:
         await self._insist(end)
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write until it can be written, or another owner has the job."""
-        is_told = False
-        while True:
-            try:
-                await write()
-                return
-            except (ConflictError, GoneError):
-                return  # another owner has it by now, and theirs counts
-            except StoreClosedError:
-                raise
-            except (StorageFullError, UnavailableError) as error:
-                if not is_told:
-                    print(f"{self.job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
-                    is_told = True
-            await asyncio.sleep(LOOK_S)
+        """Write until it can be written, or another owner has the job: theirs counts then."""
+        with contextlib.suppress(ConflictError, GoneError):
+            await until_written(self.job_id, write)
 
     async def _again(self, error: RbeeError) -> None:
         """Have the job begun again after a while, by whoever is free then."""

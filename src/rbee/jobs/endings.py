@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import traceback
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Struct
@@ -12,9 +14,19 @@ from msgspec import Struct
 from rbee.contracts.events import Level
 from rbee.contracts.states import JobState, Reason
 from rbee.contracts.views import ErrorBody
-from rbee.errors import DeadlineExceededError, InternalError, QueueTimeoutError, RbeeError
+from rbee.errors import (
+    DeadlineExceededError,
+    InternalError,
+    QueueTimeoutError,
+    RbeeError,
+    StorageFullError,
+    UnavailableError,
+)
 from rbee.jobs.records import JobRecord
+from rbee.jobs.store import StoreClosedError
 from rbee.narration.emit import compose
+
+AGAIN_S = 1.0
 
 
 class Stop(Struct, frozen=True):
@@ -112,3 +124,24 @@ def error_body(error: RbeeError) -> ErrorBody:
         remedy=error.remedy,
         **known,
     )
+
+
+async def until_written(job_id: str, write: Callable[[], Awaitable[object]]) -> None:
+    """Write how a job ends, again every `AGAIN_S` while the registry cannot take it; told once, on stderr.
+
+    Raises:
+        StoreClosedError: The registry is closed.
+        RbeeError: What it refuses for another reason.
+    """
+    is_told = False
+    while True:
+        try:
+            await write()
+            return
+        except StoreClosedError:
+            raise
+        except (StorageFullError, UnavailableError) as error:
+            if not is_told:
+                print(f"{job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
+                is_told = True
+        await asyncio.sleep(AGAIN_S)

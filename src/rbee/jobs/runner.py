@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ from rbee.errors import (
     ConflictError,
     GoneError,
     RbeeError,
-    StorageFullError,
     UnavailableError,
 )
 from rbee.jobs.endings import (
@@ -28,16 +26,14 @@ from rbee.jobs.endings import (
     queue_timeout_of,
     stopped,
     timeout_of,
+    until_written,
 )
 from rbee.jobs.endings import error_body as error_body
 from rbee.jobs.records import Fence, JobRecord
 from rbee.jobs.registry import JobRegistry
-from rbee.jobs.store import StoreClosedError
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
 from rbee.narration.emit import narration_event as narration_event
-
-END_AGAIN_S = 1.0
 
 Handler = Callable[["RunningJob"], Awaitable[dict[str, Any] | None]]
 
@@ -120,7 +116,7 @@ class JobRunner:
     The end follows from how the handler leaves: its result completes the job; an `RbeeError` fails it with
     that error's reason; a stop (cancel, deadline) ends it as the stop says, after the handler has cleaned up
     behind its `CancelledError`. A handler interrupted by the program's own end leaves the job as it is on disk.
-    An end that cannot be written (a full disk) is tried again every `END_AGAIN_S` until it can.
+    An end that cannot be written (a full disk) is tried again every second until it can.
 
     Args:
         actor: The program, first word of the closing sentence's action (`queen_complete`).
@@ -261,18 +257,7 @@ class JobRunner:
         return (await self.registry.get(job_id)).is_cancel_requested
 
     async def _end_surely(self, record: JobRecord, ending: Ending, facts: dict[str, Any]) -> None:
-        is_told = False
-        while True:
-            try:
-                await self._end(record, ending, facts)
-                return
-            except StoreClosedError:
-                raise
-            except (StorageFullError, UnavailableError) as error:
-                if not is_told:
-                    print(f"{record.job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
-                    is_told = True
-            await asyncio.sleep(END_AGAIN_S)
+        await until_written(record.job_id, lambda: self._end(record, ending, facts))
 
     async def _end(self, record: JobRecord, ending: Ending, facts: dict[str, Any] | None = None) -> JobRecord:
         fields = facts or {}

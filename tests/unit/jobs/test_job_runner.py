@@ -436,7 +436,7 @@ async def test_end_by_another_owner_meanwhile_stands(
 async def test_end_that_finds_the_disk_full_is_written_once_there_is_room(
     registry: JobRegistry, runner: JobRunner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rbee.jobs.runner.END_AGAIN_S", 0.001)
+    monkeypatch.setattr("rbee.jobs.endings.AGAIN_S", 0.001)
     record, end, refusals = await new_job(registry), registry.end, iter([StorageFullError(), StorageFullError()])
 
     async def full_at_first(*args: Any, **values: Any) -> JobRecord:
