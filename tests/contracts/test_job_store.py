@@ -19,7 +19,7 @@ from rbee.jobs import JobFilter, JobRecord, JobRegistry
 from rbee.jobs.endings import error_body
 from rbee.jobs.records import Changed, Committed, LogHead, WorkerRecord
 from rbee.jobs.store import PAGE, JobStore, StoreClosedError, all_jobs
-from tests.unit.jobs.job_stage import assert_dense, captured, end, kinds, new_job, told, whole_log
+from tests.unit.jobs.job_stage import assert_dense, captured, end, head_of, kinds, new_job, told, whole_log
 
 # Jobs
 
@@ -186,7 +186,7 @@ async def test_log_of_a_worker_forgets_its_oldest_part(registry: JobRegistry) ->
     block = [told("x" * 60_000)] * 16
     for _ in range(80):
         await registry.append("worker-1", block)
-    head = (await registry.store.head("worker-1")) or pytest.fail("no log")
+    head = (await head_of(registry.store, "worker-1")) or pytest.fail("no log")
     assert head.last_seq == 80 * 16
     assert 1 < head.first_seq < head.last_seq
     assert 32 * 1024 * 1024 < head.size_bytes <= 64 * 1024 * 1024
@@ -338,7 +338,7 @@ async def test_claim_does_not_count_those_that_it_ends(registry: JobRegistry, st
     assert await store.counts() == {"queued": 1, "running": 2, "cancelled": 3, "completed": 0, "failed": 0}
     events = await whole_log(registry, "job-0")
     assert_dense(events)
-    head = await store.head("job-0")
+    head = await head_of(store, "job-0")
     assert head is not None and head.is_ended
 
 
@@ -387,14 +387,14 @@ async def test_write_that_is_refused_is_not_told(registry: JobRegistry, store: J
 
 
 async def test_log_that_nobody_wrote_to_is_not_there(store: JobStore) -> None:
-    assert (await store.head("hive-1"), await store.read_log("hive-1", 0, 10)) == (None, None)
+    assert (await head_of(store, "hive-1"), await store.read_log("hive-1", 0, 10)) == (None, None)
     assert (await store.get("job-x"), await store.request("job-x")) == (None, None)
 
 
 async def test_worker_is_known_until_it_is_forgotten_and_its_log_stays(store: JobStore) -> None:
     worker = WorkerRecord("worker-1", "hive-1", "m", "job-1")
     await store.put_worker(worker)
-    assert (await store.workers(), await store.head("worker-1")) == ([worker], LogHead(1, 0, 0, False))
+    assert (await store.workers(), await head_of(store, "worker-1")) == ([worker], LogHead(1, 0, 0, False))
     ended = msgspec.structs.replace(worker, exit_line=b"{}")
     events: list[NewEvent] = [told("x")]
     await store.append("worker-1", events)
@@ -403,7 +403,7 @@ async def test_worker_is_known_until_it_is_forgotten_and_its_log_stays(store: Jo
     await store.forget_worker("worker-1")
     await store.forget_worker("worker-1")
     assert await store.workers() == []
-    head = await store.head("worker-1")
+    head = await head_of(store, "worker-1")
     assert head is not None and head.last_seq == 1
 
 

@@ -254,10 +254,6 @@ class SqliteStore:
 
         return await self._read(run)
 
-    async def head(self, log_id: str) -> LogHead | None:
-        """Return where a log begins and ends."""
-        return await self._read(lambda connection: _head(connection, log_id))
-
     # Workers
 
     async def put_worker(self, worker: WorkerRecord) -> None:

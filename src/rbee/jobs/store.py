@@ -15,7 +15,6 @@ from rbee.jobs.records import (
     Held,
     JobFilter,
     JobRecord,
-    LogHead,
     LogPage,
     SourceBatch,
     Standing,
@@ -130,9 +129,6 @@ class JobStore(Protocol):
 
     async def read_log(self, log_id: str, after: int, limit: int) -> LogPage | None:
         """Return events with numbers above `after`, at most `limit`; None when there is no such log."""
-
-    async def head(self, log_id: str) -> LogHead | None:
-        """Return where a log begins and ends."""
 
     async def put_worker(self, worker: WorkerRecord) -> None:
         """Keep what is known of a worker."""

@@ -10,7 +10,8 @@ from rbee.contracts.operations import QueenCheck
 from rbee.contracts.states import JobState, Reason
 from rbee.jobs import JobRecord, JobRegistry
 from rbee.jobs.event_log import LogReader
-from rbee.jobs.records import Entry, SourceBatch
+from rbee.jobs.records import Entry, LogHead, SourceBatch
+from rbee.jobs.store import JobStore
 
 SECONDS = 20.0
 
@@ -69,3 +70,9 @@ def kinds(events: list[bytes]) -> list[str]:
 def assert_dense(events: list[bytes], first: int = 1) -> None:
     """Check that the numbers of events are `first`, `first` + 1, …."""
     assert [json.loads(event)["seq"] for event in events] == list(range(first, first + len(events)))
+
+
+async def head_of(store: JobStore, log_id: str) -> LogHead | None:
+    """Return where a log begins and ends; None when there is none."""
+    page = await store.read_log(log_id, 0, 1)
+    return page.head if page is not None else None

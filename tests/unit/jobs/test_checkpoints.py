@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from rbee.contracts.states import JobState
 from rbee.jobs import JobRegistry, sqlite_writer
 from rbee.jobs.checkpoints import CHECKPOINT_BYTES
-from tests.unit.jobs.job_stage import new_job, told, whole_log
+from tests.unit.jobs.job_stage import end, new_job, told, whole_log
 
 SECONDS = 20
 
@@ -55,3 +58,17 @@ async def test_closing_during_a_checkpoint_ends(tmp_path: Path) -> None:
         await registry.append(record.job_id, [told("x" * 10_000)] * (CHECKPOINT_BYTES // 10_000 + 1))
         async with asyncio.timeout(SECONDS):
             await registry.close()
+
+
+async def test_somebody_who_reads_the_file_for_long_holds_no_write_up(tmp_path: Path) -> None:
+    """An erasure has the log emptied, which has to wait for those who read it; writes do not."""
+    path = tmp_path / "jobs.db"
+    async with JobRegistry.open(path) as registry:
+        await new_job(registry)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN")
+            stranger.execute("SELECT count(*) FROM jobs").fetchone()
+            async with asyncio.timeout(6):
+                for _ in range(3):
+                    record = await new_job(registry, store=False)
+                    await end(registry, record.job_id, JobState.CANCELLED)

@@ -612,7 +612,8 @@ async def test_loop_that_is_left_early_leaves_nothing_behind(registry: JobRegist
     for name in ("job-a", "job-b"):
         await paint(registry, name)
     await asyncio.wait_for(work(registry, nothing, count=1), SECONDS)
-    await asyncio.wait(asyncio.all_tasks() - before, timeout=SECONDS)
+    if left := asyncio.all_tasks() - before:
+        await asyncio.wait(left, timeout=SECONDS)
     assert asyncio.all_tasks() == before
     assert (await registry.get("job-a")).state is JobState.COMPLETED
     assert (await registry.get("job-b")).state is JobState.QUEUED
@@ -622,7 +623,8 @@ async def test_many_loops_that_are_left_leave_nothing_behind(registry: JobRegist
     before = asyncio.all_tasks()
     async with working(registry, nothing, loops=5):
         await registry.wait(await paint(registry))
-    await asyncio.wait(asyncio.all_tasks() - before, timeout=SECONDS)
+    if left := asyncio.all_tasks() - before:
+        await asyncio.wait(left, timeout=SECONDS)
     assert asyncio.all_tasks() == before
 
 

@@ -13,7 +13,17 @@ from rbee.contracts.events import events_in, frames_of
 from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs import JobRecord, JobRegistry
 from rbee.jobs.records import Committed
-from tests.unit.jobs.job_stage import SECONDS, assert_dense, end, kinds, new_job, read_to_end, told, whole_log
+from tests.unit.jobs.job_stage import (
+    SECONDS,
+    assert_dense,
+    end,
+    head_of,
+    kinds,
+    new_job,
+    read_to_end,
+    told,
+    whole_log,
+)
 
 MIB = 2**20
 
@@ -37,7 +47,7 @@ async def test_readers_of_any_time_and_position_see_exactly_the_log(registry: Jo
     readers: list[tuple[int, asyncio.Task[list[bytes]]]] = []
 
     async def attach() -> None:
-        head = await registry.store.head(record.job_id)
+        head = await head_of(registry.store, record.job_id)
         assert head is not None
         after = chance.randint(0, head.last_seq)
         reader = await registry.follow(record.job_id, after)

@@ -28,7 +28,7 @@ from rbee.errors import (
 from rbee.jobs import Fence, JobRecord, JobRegistry, sqlite_store
 from rbee.jobs.records import Entry, LogHead, SourceBatch
 from rbee.jobs.sqlite_store import SqliteStore, _migrate
-from tests.unit.jobs.job_stage import assert_dense, captured, end, kinds, new_job, told, whole_log
+from tests.unit.jobs.job_stage import assert_dense, captured, end, head_of, kinds, new_job, told, whole_log
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ async def test_logs_of_the_first_form_are_read_as_those_of_today(tmp_path: Path)
     assert await whole_log(registry, "worker-1") == events
     assert (await registry.read("worker-1", 3)).events == events[3:]
     size_bytes = len(frames_of(events, 1))
-    assert [await registry.store.head(f"worker-{number}") for number in (1, 2)] == [
+    assert [await head_of(registry.store, f"worker-{number}") for number in (1, 2)] == [
         LogHead(1, 5, size_bytes, False),
         LogHead(1, 0, 0, False),
     ]

@@ -21,7 +21,7 @@ from rbee.jobs.retention import DAY_S, Limits, Retention
 from rbee.jobs.sqlite_forgetting import SLICE_BYTES
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.narration.emit import captured_narration
-from tests.unit.jobs.job_stage import SECONDS, assert_dense, end, kinds, new_job, told, whole_log
+from tests.unit.jobs.job_stage import SECONDS, assert_dense, end, head_of, kinds, new_job, told, whole_log
 
 START_AT = 1_700_000_000.0
 ROW_BYTES = 100_000
@@ -98,7 +98,7 @@ async def test_jobs_that_ended_long_ago_are_forgotten_and_no_other(registry: Job
     assert await kept(registry) == {queued.job_id, running.job_id, late.job_id}
     counts = await registry.store.counts()
     assert counts == {"queued": 1, "running": 1, "completed": 0, "failed": 0, "cancelled": 1}
-    assert [await registry.store.head(record.job_id) for record in early] == [None] * 3
+    assert [await head_of(registry.store, record.job_id) for record in early] == [None] * 3
     assert [await registry.store.request(record.job_id) for record in early] == [None] * 3
     assert await retention(registry, days=30).forget() == {}
     assert kinds(await whole_log(registry, late.job_id)) == ["queued", "end"]
@@ -122,7 +122,7 @@ async def test_oldest_logs_are_forgotten_until_the_bytes_are_few_enough(registry
     assert await kept(registry) == {second.job_id, third.job_id}
     with pytest.raises(GoneError):
         await registry.get(first.job_id)
-    head = (await registry.store.head(second.job_id)) or pytest.fail("no log")
+    head = (await head_of(registry.store, second.job_id)) or pytest.fail("no log")
     assert 1 < head.first_seq < head.last_seq
     with pytest.raises(GoneError, match=f"before {head.first_seq} are no longer kept"):
         await registry.read(second.job_id, 0)
@@ -146,16 +146,16 @@ async def test_long_log_is_forgotten_in_steps_of_few_bytes_between_which_others_
     record = await long_job(registry, rows=60)
     log_bytes = 60 * ROW_BYTES
     times.now_s += 1
-    left = [(await registry.store.head(record.job_id)) or pytest.fail("no log")]
+    left = [(await head_of(registry.store, record.job_id)) or pytest.fail("no log")]
     while (await registry.store.forget(lambda held: "days" if held.ended_at < times.now_s else None)).is_more:
         await ended_job(registry)
-        if head := await registry.store.head(record.job_id):
+        if head := await head_of(registry.store, record.job_id):
             left.append(head)
     steps = [before.size_bytes - after.size_bytes for before, after in pairwise(left)]
     assert max(steps) <= SLICE_BYTES + ROW_BYTES
     assert len(steps) >= log_bytes // (SLICE_BYTES + ROW_BYTES)
     assert [head.first_seq for head in left] == sorted({head.first_seq for head in left})
-    assert await registry.store.head(record.job_id) is None
+    assert await head_of(registry.store, record.job_id) is None
 
 
 async def test_logs_of_workers_that_have_gone_are_forgotten_by_age(registry: JobRegistry, times: Times) -> None:
@@ -188,7 +188,7 @@ async def test_reader_of_a_log_that_is_being_forgotten_is_told(registry: JobRegi
     position = reader.position
     times.now_s += 1
     while (await registry.store.forget(lambda held: "days")).is_more:
-        head = await registry.store.head(record.job_id)
+        head = await head_of(registry.store, record.job_id)
         if head is not None and position + 1 < head.first_seq:
             with pytest.raises(GoneError, match=f"before {head.first_seq} are no longer kept"):
                 await registry.read(record.job_id, position)
@@ -243,7 +243,7 @@ async def test_what_comes_late_for_a_forgotten_job_begins_no_log(registry: JobRe
     times.now_s += 1
     await retention(registry, days=1e-9).forget()
     assert await registry.append(record.job_id, [told("late")]) is False
-    assert await registry.store.head(record.job_id) is None
+    assert await head_of(registry.store, record.job_id) is None
 
 
 async def test_forgotten_job_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
