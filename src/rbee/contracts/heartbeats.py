@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from rbee.contracts.states import WorkerState
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
+Purpose = Literal["generate", "embed", "rerank"]
 
 
 class MachineInfo(Struct, frozen=True, kw_only=True):
@@ -22,39 +23,99 @@ class MachineInfo(Struct, frozen=True, kw_only=True):
 
 
 class DeviceInfo(Struct, frozen=True, kw_only=True):
-    """One device that can run a model (`cpu`, `cuda:0`); memory in bytes."""
+    """One device of a machine (`cpu`, `cuda:0`); memory in bytes.
+
+    Attributes:
+        is_usable: The hive's engine can run a model on it.
+        note: Why it cannot, and what to install so that it can.
+    """
 
     device: str
     name: str
     memory_bytes: int
     memory_free_bytes: int
+    is_usable: bool = True
+    note: str = ""
+
+
+class ModelMemory(Struct, frozen=True, kw_only=True):
+    """What a loaded model takes of a device, in bytes, as its file's header tells."""
+
+    weights_bytes: int
+    cache_bytes_per_token: int
+    work_bytes: int
+
+    def needed_bytes(self, context_tokens: int, slots: int) -> int:
+        """Return what a worker takes that answers `slots` requests of `context_tokens` each at the same time."""
+        return self.weights_bytes + self.work_bytes + self.cache_bytes_per_token * context_tokens * slots
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """One model file on the hive's disk."""
+    """One model file on the hive's disk.
+
+    Attributes:
+        architecture: How the model is built, in the engine's word (`llama`); None where the file was not read yet.
+        quantization: How most of its weights are written, such as `Q4_K_M`.
+        context_tokens: How many tokens it was trained to look at.
+        has_chat_template: Its file says how a conversation is written.
+        purpose: What it is made for.
+        memory: What it takes when it is loaded.
+    """
 
     model: str
     size_bytes: int
     path: str
     sha256: str | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    context_tokens: int | None = None
+    has_chat_template: bool | None = None
+    purpose: Purpose | None = None
+    memory: ModelMemory | None = None
+
+
+class DownloadInfo(Struct, frozen=True, kw_only=True):
+    """A model that a hive is fetching, and how much of it is here."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int | None
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """One worker of a hive; `token` is the credential its front asks for."""
+    """One worker of a hive.
+
+    Attributes:
+        token: The credential its front asks for.
+        engine: What runs the model.
+        context_tokens: How many tokens one request may use; 0 where it is not known.
+        device: Where it runs, as it was asked for; None where its engine chose.
+        memory_bytes: What it was estimated to take when it was started; 0 where it is not known.
+    """
 
     worker_id: str
     model: str
     state: WorkerState
     url: str | None
     token: str
-    purpose: Literal["generate", "embed", "rerank"]
+    purpose: Purpose
     slots: int
     slots_used: int
     pid: int | None
+    engine: str = "llama_cpp"
+    context_tokens: int = 0
+    device: str | None = None
+    memory_bytes: int = 0
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
-    """The whole truth about a hive, so that the first heartbeat is the registration."""
+    """The whole truth about a hive, so that the first heartbeat is the registration.
+
+    Attributes:
+        engines: The engines its workers can run.
+        downloads: What is being fetched just now.
+        workers_max: How many workers it runs at most; None for as many as the memory holds.
+    """
 
     boot_id: str
     store_id: str
@@ -64,6 +125,9 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     devices: list[DeviceInfo]
     models: list[ModelInfo]
     workers: list[WorkerInfo]
+    engines: tuple[str, ...] = ("llama_cpp",)
+    downloads: list[DownloadInfo] = []
+    workers_max: int | None = None
 
 
 class HeartbeatAnswer(Struct, frozen=True, kw_only=True):

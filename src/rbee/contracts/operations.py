@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.strict import decode_strict
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -96,20 +97,76 @@ class Infer(Generation, tag="infer", frozen=True):
             raise ValueError("`messages` is empty")
 
 
-class ChatCompletion(Generation, tag="chat_completion", frozen=True):
-    """A call of `/v1/chat/completions`, relayed; its parameters alone are kept, never its messages."""
+class ApiCall(Generation, frozen=True):
+    """A call of a route that the clients of OpenAI and Anthropic know; an engine answers it as it is.
 
-    submittable: ClassVar[bool] = False
+    Attributes:
+        path: The route.
+        purpose: What a worker has to be started for to answer it.
+        parameters: What is asked, without what is asked about: no prompt, no messages, no tools.
+        request: The whole body of a call that is kept; of a relayed one nothing but the parameters is.
+    """
+
+    path: ClassVar[str]
+    purpose: ClassVar[Purpose] = "generate"
     parameters: dict[str, Any] = {}
+    request: dict[str, Any] | None = None
+
+
+class ChatCompletion(ApiCall, tag="chat_completion", frozen=True):
+    """A call of `/v1/chat/completions`."""
+
+    path: ClassVar[str] = "/v1/chat/completions"
+
+
+class Completion(ApiCall, tag="completion", frozen=True):
+    """A call of `/v1/completions`."""
+
+    path: ClassVar[str] = "/v1/completions"
+
+
+class ResponseCall(ApiCall, tag="response", frozen=True):
+    """A call of `/v1/responses`."""
+
+    path: ClassVar[str] = "/v1/responses"
+
+
+class MessagesCall(ApiCall, tag="message", frozen=True):
+    """A call of Anthropic's `/v1/messages`."""
+
+    path: ClassVar[str] = "/v1/messages"
+
+
+class Embedding(ApiCall, tag="embedding", frozen=True):
+    """A call of `/v1/embeddings`."""
+
+    path: ClassVar[str] = "/v1/embeddings"
+    purpose: ClassVar[Purpose] = "embed"
+
+
+class Rerank(ApiCall, tag="rerank", frozen=True):
+    """A call of `/v1/rerank`."""
+
+    path: ClassVar[str] = "/v1/rerank"
+    purpose: ClassVar[Purpose] = "rerank"
 
 
 class WorkerSpawn(Operation, tag="worker_spawn", frozen=True):
-    """Start a worker with a model loaded. The queen names the worker before the hive is asked."""
+    """Start a worker with a model loaded. The queen names the worker before the hive is asked.
+
+    Attributes:
+        engine: `llama_cpp`, or an engine of the hive's configuration (`[engines.NAME]`).
+        purpose: What its answers are: text, embeddings or rankings.
+        slots: How many requests it answers at the same time.
+        context_tokens: How many tokens one request may use, prompt and answer together.
+        device: Where it is to run, such as `cuda:0`; the hive's choice by default.
+    """
 
     model: ModelReference
     hive_id: str | None = None
     worker_id: str | None = None
-    engine: Literal["llama_cpp"] = "llama_cpp"
+    engine: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "llama_cpp"
+    purpose: Purpose = "generate"
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     context_tokens: Annotated[int, Meta(ge=16, le=10_000_000)] = 4096
     device: str | None = None
@@ -150,11 +207,11 @@ class HiveCheck(Operation, tag="hive_check", frozen=True):
     lines: Annotated[int, Meta(ge=0, le=100_000)] = 3
 
 
-AnyOperation = (
-    Infer | ChatCompletion | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
-)
 SUBMITTABLE = (Infer, WorkerSpawn, WorkerStop, ModelDownload, ModelDelete, QueenCheck, HiveCheck)
-OPERATIONS = (*SUBMITTABLE, ChatCompletion)
+API_CALLS = (ChatCompletion, Completion, ResponseCall, MessagesCall, Embedding, Rerank)
+OPERATIONS = (*SUBMITTABLE, *API_CALLS)
+AnyApiCall = ChatCompletion | Completion | ResponseCall | MessagesCall | Embedding | Rerank
+AnyOperation = Infer | AnyApiCall | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
 
 
 def operation_name(operation: Operation | type[Operation]) -> str:

@@ -155,7 +155,7 @@ def _toml(cls: type[Settings], path: Path) -> dict[str, Any]:
     known = [
         name for name in cls.__struct_fields__ if name not in cls.secrets | cls.flags_only | cls.elsewhere.keys()
     ]
-    tables = {"keeper", "queen", "hive", "worker", "models"}
+    tables = {"keeper", "queen", "hive", "worker", "aliases", "models", "engines"}
     for key, value in document.items():
         if key not in tables:
             raise ConfigurationError(f"Unknown table or key `{key}` in {path}{nearest(key, tables)}.")

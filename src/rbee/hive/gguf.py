@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from rbee.contracts.heartbeats import ModelMemory
 from rbee.errors import ModelInvalidError
 from rbee.hive.gguf_reader import GgufReader
 from rbee.hive.gguf_types import FILE_TYPES
@@ -75,28 +76,19 @@ def read_header(path: Path) -> GgufHeader:
     return _Facts(reader).header(size)
 
 
-def estimate_memory_bytes(header: GgufHeader, context_tokens: int, slots: int) -> int:
-    """Estimate the memory a worker needs with this model, in bytes, rather too high than too low.
+def memory_of(header: GgufHeader) -> ModelMemory:
+    """Estimate the memory a worker needs with this model, rather too high than too low.
 
-    The sum of
-      the weights: the size of the file;
-      the cache: 2 bytes (f16) x context tokens x slots x (the layers' kv heads together) x (key + value length);
-      the work space: 4 bytes x 512 tokens of a batch x (vocabulary + 16 x embedding length);
-      the process itself: 128 MiB.
-    What a GPU's driver keeps for each process is not in it.
-
-    Args:
-        header: The model file's header.
-        context_tokens: Tokens of one request, prompt and answer.
-        slots: Requests that are answered at the same time.
+    The weights are the size of the file;
+    the cache of a token: 2 bytes (f16) x the layers' kv heads together x (key + value length);
+    the work space: 4 bytes x 512 tokens of a batch x (vocabulary + 16 x embedding length), and 128 MiB for the
+    process itself. What a GPU's driver keeps for each process is not in it.
     """
-    cached = sum(header.kv_heads) * (header.key_length + header.value_length)
     working = header.vocabulary_size + _ACTIVATIONS * header.embedding_length
-    return (
-        header.file_size_bytes
-        + _CACHED_BYTES * context_tokens * slots * cached
-        + _WORKING_BYTES * BATCH_TOKENS * working
-        + _PROCESS_BYTES
+    return ModelMemory(
+        weights_bytes=header.file_size_bytes,
+        cache_bytes_per_token=_CACHED_BYTES * sum(header.kv_heads) * (header.key_length + header.value_length),
+        work_bytes=_WORKING_BYTES * BATCH_TOKENS * working + _PROCESS_BYTES,
     )
 
 

@@ -33,7 +33,7 @@ from rbee.errors import (
 )
 from rbee.hive.deliveries import Deliveries
 from rbee.hive.devices import list_devices, machine_info
-from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
+from rbee.hive.gguf import GgufHeader, memory_of, read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
@@ -232,7 +232,7 @@ class HiveService:
                 f"{operation.model} is not on the disk of {self.hive_id}, or is no model file.",
                 remedy=f"Pull it first: rbee models pull {operation.model}.",
             )
-        self._check_memory(operation, await finish_in_thread(read_header, model.path))
+        needed_bytes = self._check_memory(operation, await finish_in_thread(read_header, model.path))
         wanted = WorkerWanted(
             worker_id=worker_id,
             model=model,
@@ -241,6 +241,9 @@ class HiveService:
             job_id=job.record.parent_job_id or job.job_id,
             correlation_id=job.record.correlation_id,
             device=operation.device,
+            engine=operation.engine,
+            purpose=operation.purpose,
+            memory_bytes=needed_bytes,
         )
         self.workers.check_new(worker_id)
         await job.update(worker_id=worker_id)
@@ -257,8 +260,9 @@ class HiveService:
                 param="device",
             )
 
-    def _check_memory(self, operation: WorkerSpawn, header: GgufHeader) -> None:
-        needed = estimate_memory_bytes(header, operation.context_tokens, operation.slots)
+    def _check_memory(self, operation: WorkerSpawn, header: GgufHeader) -> int:
+        """Return about how many bytes the worker will take; refuse one that there is no room for."""
+        needed = memory_of(header).needed_bytes(operation.context_tokens, operation.slots)
         free = machine_info(self.home.root).memory_free_bytes
         if needed > free:
             raise NoCapacityError(
@@ -266,6 +270,7 @@ class HiveService:
                 f"{needed // 2**20} MiB; {self.hive_id} has {free // 2**20} MiB of memory free.",
                 remedy="Ask for fewer slots or a shorter context, or stop another worker.",
             )
+        return needed
 
     async def worker_stop(self, job: RunningJob) -> None:
         """Stop a worker; complete when nothing of it is left."""

@@ -59,10 +59,14 @@ class Worker:
             state=self.state,
             url=self.file.url,
             token=self.file.token,
-            purpose="generate",
+            purpose=self.wanted.purpose,
             slots=self.wanted.slots,
             slots_used=0,
             pid=self.process.child.pid,
+            engine=self.wanted.engine,
+            context_tokens=self.wanted.context_tokens,
+            device=self.wanted.device,
+            memory_bytes=self.wanted.memory_bytes,
         )
 
     def mark_ready(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from rbee.contracts.heartbeats import Purpose
 from rbee.hive.catalog import LocalModel
 
 
@@ -19,6 +20,9 @@ class WorkerWanted(Struct, frozen=True, kw_only=True):
     job_id: str | None
     correlation_id: str | None
     device: str | None = None
+    engine: str = "llama_cpp"
+    purpose: Purpose = "generate"
+    memory_bytes: int = 0
 
 
 def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
@@ -36,6 +40,8 @@ def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
         "--context-tokens",
         str(wanted.context_tokens),
         *(["--gpu-layers", "0"] if wanted.device == "cpu" else []),
+        *(["--embedding"] if wanted.purpose == "embed" else []),
+        *(["--reranking"] if wanted.purpose == "rerank" else []),
     ]
 
 

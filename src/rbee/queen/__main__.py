@@ -12,6 +12,7 @@ import uvloop
 
 from rbee.contracts.home import Home, write_ready_file
 from rbee.contracts.ids import new_boot_id
+from rbee.contracts.model_settings import load_model_table
 from rbee.contracts.settings import load_settings
 from rbee.contracts.views import ReadyFile
 from rbee.errors import RbeeError, StartError
@@ -51,6 +52,7 @@ async def run(settings: QueenSettings) -> None:
     configure(actor="queen", sink=server_sink())
     home = Home.at(settings.home)
     os.environ["RBEE_HOME"] = str(home.root)
+    models = load_model_table(home.config)
     lock = FileLock(home.queen_lock)
     if not await lock.acquire_blocking(LOCK_WAIT_S):
         raise StartError(
@@ -60,7 +62,7 @@ async def run(settings: QueenSettings) -> None:
     registry = JobRegistry.open(home.root / "queen.db", queued_max=settings.queued_max)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        service = QueenService(settings, registry, session, new_boot_id())
+        service = QueenService(settings, registry, session, new_boot_id(), models)
         url = url_of(sock)
         await service.open()
         async with serving(make_app(service, url), sock, stop_grace_s=2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import HiveState, JobState, Phase, WorkerState
 from rbee.errors import CrashLoopError, HiveLostError, NoCapacityError, RbeeError
@@ -102,7 +103,14 @@ class Dispatcher:
         """Tell whether a job for `model` has anywhere to go besides the hive that it is on."""
         return can_take(model, self.inventory(), without=hive_id)
 
-    async def acquire(self, job: RunningJob, model: str, say: SayPlaced = lambda placement: []) -> Placement:
+    async def acquire(
+        self,
+        job: RunningJob,
+        model: str,
+        say: SayPlaced = lambda placement: [],
+        *,
+        purpose: Purpose = "generate",
+    ) -> Placement:
         """Wait for a slot of a worker with `model`, starting one where that is needed, and make the job running.
 
         Give the slot back with `release`.
@@ -112,7 +120,7 @@ class Dispatcher:
             CrashLoopError: The model fails to start, on every hive that could take it.
             StartFailedError: The worker that it waited for could not be started.
         """
-        ticket = Ticket(job, model)
+        ticket = Ticket(job, model, purpose)
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:

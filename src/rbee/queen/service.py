@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from rbee.contracts.ids import new_correlation_id, new_id
+from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
 from rbee.errors import RbeeError, UnavailableError
@@ -40,9 +41,15 @@ class QueenService:
     """All that a queen does, short of HTTP."""
 
     def __init__(
-        self, settings: QueenSettings, registry: JobRegistry, session: aiohttp.ClientSession, boot_id: str
+        self,
+        settings: QueenSettings,
+        registry: JobRegistry,
+        session: aiohttp.ClientSession,
+        boot_id: str,
+        models: ModelTable | None = None,
     ) -> None:
         self.settings = settings
+        self.models = models or ModelTable()
         self.registry = registry
         self.boot_id = boot_id
         self.is_closing = False
@@ -152,6 +159,7 @@ class QueenService:
             model = self.settings.model
         if model is None:
             return None
+        model = self.models.resolve(model)
         known = {found.model for hive in self.book.hives() for found in hive.heartbeat.models}
         return model if model in known else parse_model_ref(model).text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.ids import new_id
 from rbee.contracts.states import Phase
 from rbee.errors import RbeeError
@@ -27,9 +28,10 @@ class Ticket:
         told_at: Loop time of that.
     """
 
-    def __init__(self, job: RunningJob, model: str) -> None:
+    def __init__(self, job: RunningJob, model: str, purpose: Purpose = "generate") -> None:
         self.job = job
         self.model = model
+        self.purpose = purpose
         self.key = (-job.record.priority, job.record.attempt == 0, job.job_id)
         self.placement: Placement | None = None
         self.why = ""

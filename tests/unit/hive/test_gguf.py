@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.errors import ModelInvalidError
-from rbee.hive.gguf import GgufHeader, estimate_memory_bytes, read_header
+from rbee.hive.gguf import GgufHeader, memory_of, read_header
 from rbee.testing.tiny_gguf import LLAMA, tiny_gguf
 
 WHOLE = tiny_gguf()
@@ -81,7 +81,7 @@ def test_memory_estimate_is_the_documented_sum(tmp_path: Path) -> None:
     header = read(tmp_path, WHOLE)
     cache = 2 * 1000 * 3 * (2 + 2) * (16 + 16)
     work = 4 * 512 * (3 + 16 * 64)
-    assert estimate_memory_bytes(header, context_tokens=1000, slots=3) == (
+    assert memory_of(header).needed_bytes(context_tokens=1000, slots=3) == (
         len(WHOLE) + cache + work + 128 * 1024 * 1024
     )
 
