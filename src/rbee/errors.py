@@ -296,13 +296,22 @@ class StalledError(DeadlineExceededError):
     remedy = "Send the job again, or allow more time between two tokens (idle_timeout_s)."
 
 
-class StorageFullError(RbeeError):
-    """The disk is full, so nothing new can be kept."""
+class StorageError(RbeeError):
+    """The disk does not take what is to be kept."""
 
-    code = "storage_full"
+    code = "storage_failed"
     status = 507
     retryable = True
     reason = "overloaded"
+    remedy = (
+        "See whether the disk that holds RBEE_HOME is full, read-only or failing (dmesg tells), then try again."
+    )
+
+
+class StorageFullError(StorageError):
+    """The disk is full, so nothing new can be kept."""
+
+    code = "storage_full"
     remedy = "Free space on the disk that holds RBEE_HOME, then try again."
 
 

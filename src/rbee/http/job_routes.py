@@ -23,7 +23,7 @@ from rbee.errors import (
     NotFoundError,
     OverloadedError,
     PayloadTooLargeError,
-    StorageFullError,
+    StorageError,
     UnsupportedMediaTypeError,
 )
 from rbee.http.routes import Route, json_response, query_int
@@ -62,7 +62,7 @@ class JobRoutes:
                     PayloadTooLargeError,
                     UnsupportedMediaTypeError,
                     OverloadedError,
-                    StorageFullError,
+                    StorageError,
                 ),
             ),
             Route(

@@ -23,7 +23,7 @@ from rbee.errors import (
     GoneError,
     InvalidRequestError,
     RbeeError,
-    StorageFullError,
+    StorageError,
     UnavailableError,
     WorkerLostError,
 )
@@ -268,7 +268,7 @@ class ClaimedJob:
     async def give_back(self, message: str, wait_s: float = 0.0) -> None:
         """Let another owner have the job, after a while; this attempt does not count."""
         self._let_go()
-        with contextlib.suppress(LeaseLostError, StorageFullError, UnavailableError):  # else the lease ends
+        with contextlib.suppress(LeaseLostError, StorageError, UnavailableError):  # else the lease ends
             await self._release(f"{self._name}_give_back", message, wait_s, is_counted=False)
 
     async def pass_by(self) -> None:
@@ -411,7 +411,7 @@ class _Desk:
                 while await self._hand_out():
                     pass
                 self._is_refused = False
-            except (StorageFullError, UnavailableError) as error:
+            except (StorageError, UnavailableError) as error:
                 if isinstance(error, StoreClosedError):
                     self._fail(error)
                 elif not self._is_refused:  # the disk is full, or the file is in use: it is tried again

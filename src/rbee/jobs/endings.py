@@ -19,7 +19,7 @@ from rbee.errors import (
     InternalError,
     QueueTimeoutError,
     RbeeError,
-    StorageFullError,
+    StorageError,
     UnavailableError,
 )
 from rbee.jobs.records import JobRecord
@@ -140,7 +140,7 @@ async def until_written(job_id: str, write: Callable[[], Awaitable[object]]) -> 
             return
         except StoreClosedError:
             raise
-        except (StorageFullError, UnavailableError) as error:
+        except (StorageError, UnavailableError) as error:
             if not is_told:
                 print(f"{job_id} cannot be ended yet: {error}", file=sys.stderr)  # noqa: T201
                 is_told = True

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from rbee.errors import StorageFullError, UnavailableError
+from rbee.errors import StorageError, UnavailableError
 from rbee.jobs.records import Held
 from rbee.jobs.registry import JobRegistry
 from rbee.narration import narrate
@@ -58,7 +58,7 @@ class Retention:
         while True:
             try:
                 await self.forget()
-            except (StorageFullError, UnavailableError) as error:
+            except (StorageError, UnavailableError) as error:
                 narrate(f"{self._actor}_forget_later", f"Jobs cannot be forgotten now: {error}", level="warning")
             await asyncio.sleep(LOOK_S)
 
@@ -69,7 +69,7 @@ class Retention:
             How many jobs were forgotten, by the limit that was passed.
 
         Raises:
-            StorageFullError: The disk is full; what was forgotten until then is told and stays forgotten.
+            StorageError: The disk refuses; what was forgotten until then is told and stays forgotten.
         """
         loop = asyncio.get_running_loop()
         forgotten: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rbee.errors import ConflictError, RbeeError, StorageFullError, UnavailableError
+from rbee.errors import ConflictError, RbeeError, StorageError, StorageFullError, UnavailableError
 from rbee.jobs.checkpoints import IDLE_S, Checkpoints
 from rbee.jobs.records import Committed, JobRecord, LogHead
 from rbee.jobs.store import OnCommit, StoreClosedError
@@ -26,7 +26,6 @@ ROWS_TOGETHER = (64, 16, 4, 1)
 BATCH_MAX = 512
 REMEMBERED_MAX = 4096
 _TAKEN = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE)
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 class TakenError(ConflictError):
@@ -395,10 +394,12 @@ def translated(error: sqlite3.Error) -> RbeeError:
     primary = code & 0xFF if isinstance(code, int) else None
     if code in _TAKEN:
         return TakenError(f"There is that already: {error}.")
-    if primary in _FULL:
+    if primary == sqlite3.SQLITE_FULL:
         return StorageFullError(f"The registry cannot be written to: {error}.")
+    if primary == sqlite3.SQLITE_IOERR:
+        return StorageError(f"The registry cannot be read or written: {error}.")
     if primary == sqlite3.SQLITE_READONLY:
-        return StorageFullError(
+        return StorageError(
             f"The registry cannot be written to: {error}.", remedy="Make RBEE_HOME writable, then try again."
         )
     return UnavailableError(f"The registry cannot be used: {error}.")

@@ -38,7 +38,8 @@ class JobStore(Protocol):
 
     Every method that writes returns when its transaction is on disk, and is atomic: all of it or nothing.
     What was committed is handed to `on_commit`, in commit order, before the method returns. Methods raise
-    `StorageFullError` when the disk is full, and leave everything as it was; `StoreClosedError` after `close`.
+    `StorageError` when the disk refuses (`StorageFullError` when it is full), and leave everything as it was;
+    `StoreClosedError` after `close`.
     """
 
     store_id: str

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from rbee.contracts.states import JobState
-from rbee.errors import StorageFullError, UnavailableError
+from rbee.errors import StorageError, UnavailableError
 from rbee.narration import scope
 from rbee.queen.scheduler import Wait
 from rbee.queen.tickets import Ticket
@@ -65,7 +65,7 @@ class Turns:
         try:
             with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
                 await ticket.job.narrate("queen_wait", sentence(ticket.model, wait, position), **fields)
-        except (StorageFullError, UnavailableError):  # it waits on all the same, and is told at the next look
+        except (StorageError, UnavailableError):  # it waits on all the same, and is told at the next look
             ticket.told = before
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rbee.contracts.states import JobState
-from rbee.errors import StorageFullError
+from rbee.errors import StorageError, StorageFullError
 from rbee.jobs import JobFilter, JobRegistry
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.sqlite_writer import Transaction
@@ -134,7 +134,7 @@ async def test_file_that_can_no_longer_be_written_refuses_and_still_answers(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
     try:
-        with pytest.raises(StorageFullError):
+        with pytest.raises(StorageError, match="cannot be read or written"):
             await registry.append(record.job_id, [told("x")])
         assert await registry.get(record.job_id) == record
         assert kinds(await reader.next(5)) == ["queued"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rbee.errors import ConflictError, StorageFullError, UnavailableError
+from rbee.errors import ConflictError, StorageError, StorageFullError, UnavailableError
 from rbee.jobs.records import Committed
 from rbee.jobs.sqlite_writer import SqliteWriter, Transaction, translated
 
@@ -210,8 +210,13 @@ async def test_listener_that_fails_does_not_leave_the_writers_waiting(
     ("code", "expected", "status", "remedy"),
     [
         (sqlite3.SQLITE_FULL, StorageFullError, 507, "Free space on the disk"),
-        (sqlite3.SQLITE_IOERR_WRITE, StorageFullError, 507, "Free space on the disk"),
-        (sqlite3.SQLITE_READONLY_DBMOVED, StorageFullError, 507, "Make RBEE_HOME writable"),
+        (
+            sqlite3.SQLITE_IOERR_WRITE,
+            StorageError,
+            507,
+            "See whether the disk that holds RBEE_HOME is full, read-only or failing",
+        ),
+        (sqlite3.SQLITE_READONLY_DBMOVED, StorageError, 507, "Make RBEE_HOME writable"),
         (sqlite3.SQLITE_BUSY, UnavailableError, 503, "Try again in a moment"),
         (None, UnavailableError, 503, "Try again in a moment"),
     ],
