@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -102,6 +103,19 @@ async def test_jobs_that_ended_long_ago_are_forgotten_and_no_other(registry: Job
     assert [await registry.store.request(record.job_id) for record in early] == [None] * 3
     assert await retention(registry, days=30).forget() == {}
     assert kinds(await whole_log(registry, late.job_id)) == ["queued", "end"]
+
+
+@pytest.mark.parametrize("days", [1e9, 1e300, math.inf])
+async def test_jobs_and_logs_are_kept_for_ever_where_that_is_wished(
+    registry: JobRegistry, times: Times, days: float
+) -> None:
+    job = await ended_job(registry)
+    worker_id = new_id("worker")
+    await registry.append(worker_id, [told("x")])
+    times.now_s += 1000 * 365 * DAY_S
+    assert await retention(registry, days=days).forget() == {}
+    assert await kept(registry) == {job.job_id}
+    assert kinds(await whole_log(registry, worker_id)) == ["narration"]
 
 
 async def test_jobs_beyond_the_number_are_forgotten_in_the_order_of_their_ends(

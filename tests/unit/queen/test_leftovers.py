@@ -250,6 +250,24 @@ async def test_job_whose_request_was_erased_ends_queen_lost(tmp_path: Path, regi
         assert (await queen.end(job_id))["reason"] == "queen_lost"
 
 
+@pytest.mark.parametrize("has_run", [True, False])
+async def test_job_whose_request_this_version_cannot_read_ends_queen_lost_and_the_others_go_on(
+    tmp_path: Path, registry: JobRegistry, has_run: bool
+) -> None:
+    async with queen_of(tmp_path, registry) as first:
+        unreadable, other = [await first.infer() for _ in range(2)]
+    request = b'{"operation": "of_a_later_version"}'
+    await registry.store._writer.write(  # type: ignore[attr-defined]
+        lambda tx: tx.execute("UPDATE requests SET body = ? WHERE job_id = ?", (request, unreadable)) and None
+    )
+    if has_run:
+        await registry.start(unreadable, owner="earlier", hive_id=new_id("hive"), worker_id=new_id("worker"))
+
+    async with queen_of(tmp_path, JobRegistry(registry.store)) as queen:
+        assert (await queen.end(unreadable))["reason"] == "queen_lost"
+        await until(lambda: [ticket.job.job_id for ticket in queen.service.dispatcher._tickets] == [other])
+
+
 async def test_more_jobs_than_a_page_are_all_taken_up(
     tmp_path: Path, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
