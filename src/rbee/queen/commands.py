@@ -67,6 +67,8 @@ class Commands:
         """Hand the operation to a hive and wait for its end there."""
         operation = job.operation
         assert isinstance(operation, (HiveCheck, ModelDownload, ModelDelete))
+        if isinstance(operation, (ModelDownload, ModelDelete)):  # what an alias stands for
+            operation = msgspec.structs.replace(operation, model=job.record.model or operation.model)
         phase = Phase.DOWNLOADING_MODEL if isinstance(operation, ModelDownload) else None
         return await self._forward(job, self._choose(operation.hive_id).hive_id, operation, phase)
 
