@@ -7,11 +7,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from rbee.contracts.heartbeats import ModelMemory, Purpose
+from rbee.contracts.model_memory import estimate_memory
 from rbee.errors import ModelInvalidError
 from rbee.hive.gguf_reader import GgufReader
 from rbee.hive.gguf_types import FILE_TYPES
 
-BATCH_TOKENS = 512
 LAYERS_MAX = 4096
 
 POOLING_RANK = 4
@@ -24,10 +24,6 @@ EMBEDDING_ARCHITECTURES = frozenset(
 """Architectures, in the engine's words, that do not write but turn text into numbers."""
 
 _MIB = 1024 * 1024
-_PROCESS_BYTES = 128 * _MIB
-_ACTIVATIONS = 16
-_CACHED_BYTES = 2
-_WORKING_BYTES = 4
 
 
 class GgufHeader(Struct, frozen=True, kw_only=True):
@@ -120,18 +116,12 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def memory_of(header: GgufHeader) -> ModelMemory:
-    """Estimate the memory a worker needs with this model, rather too high than too low.
-
-    The weights are the size of the file;
-    the cache of a token: 2 bytes (f16) x the layers' kv heads together x (key + value length);
-    the work space: 4 bytes x 512 tokens of a batch x (vocabulary + 16 x embedding length), and 128 MiB for the
-    process itself. What a GPU's driver keeps for each process is not in it.
-    """
-    working = header.vocabulary_size + _ACTIVATIONS * header.embedding_length
-    return ModelMemory(
+    """Estimate the memory a worker needs with this model (see `estimate_memory`)."""
+    return estimate_memory(
         weights_bytes=header.file_size_bytes,
-        cache_bytes_per_token=_CACHED_BYTES * sum(header.kv_heads) * (header.key_length + header.value_length),
-        work_bytes=_WORKING_BYTES * BATCH_TOKENS * working + _PROCESS_BYTES,
+        cached_numbers=sum(header.kv_heads) * (header.key_length + header.value_length),
+        vocabulary_size=header.vocabulary_size,
+        embedding_length=header.embedding_length,
     )
 
 
