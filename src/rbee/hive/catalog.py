@@ -152,6 +152,8 @@ class Catalog:
         if read_part(partial / PART_FILE) is None:
             self.discard(partial.name)
         shutil.rmtree(partial / "work", ignore_errors=True)
+        for unfinished in partial.glob(f".{PART_FILE}.*"):  # a killed process was just writing it
+            unfinished.unlink()
         (partial / "work").mkdir(parents=True)
         return partial
 

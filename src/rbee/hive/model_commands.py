@@ -59,6 +59,7 @@ class ModelCommands:
                 hive_job_id=job.job_id,
                 done_bytes=model.size_bytes,
                 total_bytes=model.size_bytes,
+                is_done=True,
             )
         return {"model": ref, "bytes": model.size_bytes, "sha256": model.sha256}
 

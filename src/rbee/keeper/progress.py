@@ -16,6 +16,11 @@ def is_progress(event: dict[str, Any]) -> bool:
     return event.get("action") == "model_download" and isinstance(_fields(event).get("done_bytes"), int)
 
 
+def is_done(event: dict[str, Any]) -> bool:
+    """Tell whether a download has ended, and what it brought was checked."""
+    return _fields(event).get("is_done") is True
+
+
 def tenth(event: dict[str, Any]) -> int | None:
     """Return how many tenths are done, 0 to 10; None when the whole is not known."""
     fields = _fields(event)
@@ -38,13 +43,13 @@ class Downloads:
 
     def is_drawn_as_bar(self, event: dict[str, Any]) -> bool:
         """Tell whether the event moves the bar; a finished download is told by a line."""
-        return self._is_terminal and tenth(event) != 10
+        return self._is_terminal and not is_done(event)
 
     def is_worth_a_line(self, event: dict[str, Any]) -> bool:
-        """Tell whether a tenth was reached that was not told yet."""
+        """Tell whether it has ended, or a tenth was reached that was not told yet."""
         key, reached = _key(event), tenth(event)
         self._at.pop(key, None)
-        is_new = key not in self._told or self._told[key] != reached
+        is_new = is_done(event) or key not in self._told or self._told[key] != reached
         self._told[key] = reached
         return is_new
 

@@ -10,7 +10,7 @@ import pytest
 from rbee.client import JobClient
 from rbee.contracts.heartbeats import DownloadInfo, UnusableModel
 from rbee.contracts.model_settings import ModelSettings, ModelTable
-from rbee.contracts.operations import HiveCheck, ModelDownload
+from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload
 from rbee.contracts.views import Progress
 from rbee.errors import ModelNotFoundError
 from tests.unit.queen.queen_stage import MODEL, heartbeat, narration
@@ -66,6 +66,22 @@ async def test_progress_of_a_job_of_another_kind_is_left_alone(whole_queen: Quee
     job_id = await begun(whole_queen, hive, HiveCheck())
     await hive.say(f"{hive.hive_id}/boot", downloaded(job_id, done_bytes=10, total_bytes=100))
     assert (await whole_queen.registry.view(job_id)).progress is None
+
+
+async def test_removal_goes_to_the_hive_that_has_the_model_whole_or_not(whole_queen: Queen) -> None:
+    """Though another one has more memory free."""
+    holder = await whole_queen.live_hive(free=1, models={"qwen:7b": 1})
+    await whole_queen.live_hive(models={})
+    job_id = await whole_queen.submit(ModelDelete(model="qwen:7b"))
+    assert (await whole_queen.end(job_id))["state"] == "completed"
+    assert [type(command) for command in holder.commands] == [ModelDelete]
+
+
+async def test_removal_of_what_several_hives_have_asks_which(whole_queen: Queen) -> None:
+    hives = [await whole_queen.live_hive(models={"qwen:7b": 1}) for _ in range(2)]
+    end = await whole_queen.end(await whole_queen.submit(ModelDelete(model="qwen:7b")))
+    assert (end["state"], end["error"]["code"], end["error"]["param"]) == ("failed", "invalid", "hive_id")
+    assert all(hive.hive_id in end["error"]["message"] for hive in hives)
 
 
 async def test_settings_in_force_and_what_a_hive_fetches_can_be_read(whole_queen: Queen) -> None:
