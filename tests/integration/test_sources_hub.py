@@ -285,13 +285,44 @@ async def test_going_on_is_told(hub: LocalHub, store: ModelStore) -> None:
 
 
 async def test_pull_whose_connection_breaks_for_good_keeps_what_came(hub: LocalHub, store: ModelStore) -> None:
-    hub.cuts = [1_000_000, 0, 0, 0, 0]
+    await interrupted(hub, store)
+    hub.cuts = [0] * 5
     with pytest.raises(DownloadFailedError):
         await store.pull(REF)
-    kept = store.unusable()[0].size_bytes
-    assert 0 < kept <= 1_000_000
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
     assert (await store.pull(REF)).path.read_bytes() == MODEL
-    assert hub.downloads()[-1] == f"bytes={kept}-"
+    assert hub.downloads()[1:] == ["bytes=1000000-"] * 6
+
+
+async def test_what_came_stays_when_the_hub_cannot_be_asked_or_does_not_know_the_model(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    """A network that is away, or a token that was forgotten, costs nothing of it."""
+    await interrupted(hub, store)
+    for status, code in ((503, ""), (404, "RepoNotFound"), (403, "GatedRepo")):
+        hub.refuse = (status, {"X-Error-Code": code})
+        with pytest.raises(RbeeError):
+            await store.pull(REF)
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
+    hub.refuse = None
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.downloads() == [None, "bytes=1000000-"]
+
+
+async def test_what_came_stays_when_going_on_is_cancelled_while_it_is_read_again(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    await interrupted(hub, store)
+    pull: asyncio.Task[object]
+
+    def stop(done_bytes: int) -> None:
+        pull.cancel()
+
+    pull = asyncio.create_task(store.pull(REF, Steps(stop)))
+    await asyncio.wait([pull])
+    assert pull.cancelled()
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
+    assert len(hub.downloads()) == 1
 
 
 async def test_file_that_has_changed_at_its_source_is_begun_anew(hub: LocalHub, store: ModelStore) -> None:

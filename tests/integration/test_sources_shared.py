@@ -177,10 +177,15 @@ async def test_parts_of_downloads_make_room_before_models(tmp_path: Path) -> Non
     async with serving(hub_of_three()) as hub:
         store = limited(tmp_path, hub, 2.5)
         await store.pull(ref_of("a"))
-        hub.cuts = [900_000, 0, 0, 0, 0]
-        with pytest.raises(DownloadFailedError):
-            await store.pull(ref_of("b"))
-        assert len(store.unusable()) == 1
+        hub.hold = 900_000
+        arrived = asyncio.Event()
+        steps = Steps(lambda done: arrived.set() if done == hub.hold else None)
+        pull = asyncio.create_task(store.pull(ref_of("b"), steps))
+        await arrived.wait()
+        pull.cancel()
+        await asyncio.wait([pull])
+        hub.hold = None
+        assert [part.size_bytes for part in store.unusable()] == [900_000]
         await store.pull(ref_of("c"))
         assert held(store) == "ac"
         assert store.unusable() == []

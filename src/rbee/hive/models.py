@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rbee.contracts.heartbeats import UnusableModel
 from rbee.contracts.models import ModelRef, parse_model_ref
-from rbee.errors import ConflictError, DownloadFailedError, ModelInvalidError, ModelNotFoundError
+from rbee.errors import ConflictError, DownloadFailedError, ModelInvalidError, ModelNotFoundError, RbeeError
 from rbee.hive.catalog import MODEL_FILE, Catalog, LocalModel, Manifest, directory_name
 from rbee.hive.gguf import ModelFacts, facts_of, read_header
 from rbee.hive.headers import Headers
@@ -269,7 +269,7 @@ class ModelStore:
             ) as file:
                 try:
                     fetched = await self._sources[ref.source].fetch(ref, file, progress)
-                except (asyncio.CancelledError, DownloadFailedError):
+                except (asyncio.CancelledError, RbeeError):
                     is_kept = file.is_worth_keeping
                     raise
                 manifest = await self._checked(ref, file, fetched)

@@ -9,6 +9,7 @@ from rbee.contracts.models import ModelRef
 from rbee.errors import DownloadFailedError
 from rbee.hive.catalog import Catalog, LocalModel
 from rbee.narration import narrate
+from rbee.processes.locks import is_held
 
 
 def models_to_evict(models: Sequence[LocalModel], spared: Collection[str], excess_bytes: int) -> list[LocalModel]:
@@ -75,8 +76,8 @@ class Quota:
             return
         async with self._turn:
             self._announced[ref.text] = size_bytes
-            spared = {*self._spared(), *self._announced}
             models = self._catalog.models()
+            spared = {*self._spared(), *self._announced, *(model.ref for model in models if self._is_held(model))}
             evictable = sum(model.size_bytes for model in models if model.ref not in spared)
             if self._excess_bytes(models, with_parts=False) - evictable > 0:
                 self.forget(ref)
@@ -86,6 +87,10 @@ class Quota:
                     await self._discard(kept.name)
             for model in models_to_evict(models, spared, self._excess_bytes(models)):
                 await self._evict(model, ref)
+
+    def _is_held(self, model: LocalModel) -> bool:
+        """Tell whether somebody is just removing a model, or bringing another version of it."""
+        return is_held(self._catalog.lock_directory() / model.path.parent.name)
 
     def _excess_bytes(self, models: Sequence[LocalModel], *, with_parts: bool = True) -> int:
         """Return by how much all would use more than they may: what is announced, here, and kept in part."""

@@ -117,7 +117,8 @@ class Commands:
         hive_id = self._choose(operation.hive_id).hive_id
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
-        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"))
+        model = job.record.model or operation.model  # what an alias stands for
+        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"), model=model)
         worker_id = await self._starter.start(hive_id, wanted, job.job_id)
         return {"worker_id": worker_id, "hive_id": hive_id}
 

@@ -10,7 +10,7 @@ import pytest
 from rbee.client import JobClient
 from rbee.contracts.heartbeats import DownloadInfo, UnusableModel
 from rbee.contracts.model_settings import ModelSettings, ModelTable
-from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload
+from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload, WorkerSpawn
 from rbee.contracts.views import Progress
 from rbee.errors import ModelNotFoundError
 from tests.unit.queen.queen_stage import MODEL, heartbeat, narration
@@ -37,6 +37,13 @@ async def test_alias_reaches_the_hive_as_the_model_it_stands_for(whole_queen: Qu
     [command] = hive.commands
     assert isinstance(command, ModelDownload)
     assert (command.model, (await whole_queen.registry.get(job_id)).model) == (MODEL, MODEL)
+
+
+async def test_worker_asked_for_by_an_alias_gets_the_model_it_stands_for(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    whole_queen.service.models = ModelTable(aliases={"small": MODEL})
+    assert (await whole_queen.end(await whole_queen.submit(WorkerSpawn(model="small"))))["state"] == "completed"
+    assert [info.model for info in hive.workers] == [MODEL]
 
 
 @pytest.mark.parametrize(("given", "meant"), [("smal", "small"), ("smollm2:135", MODEL), ("qwem:7b", "qwen:7b")])

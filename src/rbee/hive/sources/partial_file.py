@@ -122,7 +122,7 @@ class PartialFile:
     @property
     def is_worth_keeping(self) -> bool:
         """Tell whether a later download can go on with what is there."""
-        return self.part is not None and self.size_bytes > 0
+        return read_part(self._part_path) is not None and self.path.stat().st_size > 0
 
     async def reserve(self, size_bytes: int, beside_bytes: int = 0) -> None:
         """See that there is room for a model of `size_bytes`, and for what is needed beside it meanwhile.
