@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -13,10 +13,10 @@ from rbee.contracts.model_settings import ModelSettings, SettingsInForce
 from rbee.contracts.models import KNOWN_MODELS, parse_model_ref
 from rbee.contracts.views import HiveView
 from rbee.errors import ModelNotFoundError
-from rbee.keeper.recommending import Recommendation
+from rbee.keeper.recommending import ClassFit, Recommendation
 from rbee.keeper.tables import size
 
-DIGEST_LETTERS = 12
+DIGEST_LETTERS = 8
 
 Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 """Column names and rows."""
@@ -43,43 +43,40 @@ class ModelShown(Struct, frozen=True, kw_only=True):
 
 def models_table(hives: Sequence[HiveView]) -> Table:
     """Lay out the models of all hives, a row each; what is being fetched and what is unusable among them."""
-    columns = (
-        "model",
-        "state",
-        "size",
-        "quantization",
-        "context",
-        "purpose",
-        "template",
-        "digest",
-        "hive",
-        "where",
-    )
     rows: list[tuple[object, ...]] = []
     for hive in hives:
         loaded = {worker.model for worker in hive.workers}
         for model in hive.models:
-            rows.append(
-                (
-                    model.model,
-                    "loaded" if model.model in loaded else "on disk",
-                    size(model.size_bytes),
-                    model.quantization,
-                    model.context_tokens,
-                    model.purpose,
-                    _yes(model.has_chat_template),
-                    (model.sha256 or "")[:DIGEST_LETTERS],
-                    hive.hive_id,
-                    model.path,
-                )
-            )
-        fetched = [(one.model, f"fetching {share(one)}", None, one) for one in hive.downloads]
-        for name, state, where, one in fetched:
-            rows.append((name, state, size(one.done_bytes), *[None] * 5, hive.hive_id, where))
+            state = "loaded" if model.model in loaded else "on disk"
+            digest = (model.sha256 or "")[:DIGEST_LETTERS]
+            facts = (model.quantization, model.context_tokens, model.purpose, _yes(model.has_chat_template))
+            rows.append((model.model, state, size(model.size_bytes), *facts, digest, hive.hive_id))
+        for fetched in hive.downloads:
+            state = f"fetching {share(fetched)}"
+            rows.append((fetched.model, state, size(fetched.done_bytes), *[None] * 5, hive.hive_id))
         for broken in hive.unusable_models:
-            row = (broken.model, "unusable", size(broken.size_bytes), *[None] * 5, hive.hive_id)
-            rows.append((*row, f"{broken.path}: {broken.fault}"))
-    return columns, rows
+            rows.append((broken.model, "unusable", size(broken.size_bytes), *[None] * 5, hive.hive_id))
+    columns = ("model", "state", "size", "quant", "context", "purpose", "template", "digest", "hive")
+    return _without_hive(columns, rows, -1, hives)
+
+
+def faults(hives: Sequence[HiveView]) -> list[str]:
+    """Say of each file that cannot be loaded where it is and what is wrong, a sentence each."""
+    return [
+        f"{broken.model} on {hive.hive_id} ({broken.path}): {broken.fault}."
+        for hive in hives
+        for broken in hive.unusable_models
+    ]
+
+
+def _without_hive(
+    columns: tuple[str, ...], rows: list[tuple[object, ...]], at: int, hives: Collection[object]
+) -> Table:
+    """Leave the column of the hives out where there is one hive alone."""
+    if len(hives) > 1:
+        return columns, rows
+    at %= len(columns)
+    return (*columns[:at], *columns[at + 1 :]), [(*row[:at], *row[at + 1 :]) for row in rows]
 
 
 def share(download: DownloadInfo) -> str:
@@ -172,15 +169,16 @@ def fits_table(found: Recommendation) -> Table:
     """Lay out which model fits which device."""
     rows: list[tuple[object, ...]] = []
     for device in found.devices:
-        place = (device.hive_id, f"{device.device} ({device.name})", size(device.memory_free_bytes))
+        place = (device.hive_id, device.device, size(device.memory_free_bytes))
         if not device.is_usable:
-            rows.append((*place, None, None, None, None, f"not usable: {device.note}"))
+            rows.append((*place, None, "not usable", None, None, "no"))
             continue
         for model in device.models:
             here = "loaded" if model.is_loaded else "on disk" if model.is_on_disk else "to be pulled"
             slots = f"{model.slots} x {model.context_tokens}"
             rows.append((*place, model.model, here, slots, size(model.needed_bytes), _yes(model.fits)))
-    return ("hive", "device", "free", "model", "state", "slots x context", "needs", "fits"), rows
+    columns = ("hive", "device", "free", "model", "state", "slots x context", "needs", "fits")
+    return _without_hive(columns, rows, 0, {device.hive_id for device in found.devices})
 
 
 def classes_table(found: Recommendation) -> Table:
@@ -188,17 +186,13 @@ def classes_table(found: Recommendation) -> Table:
     usable = [device for device in found.devices if device.is_usable]
     names = [fit.size_class for fit in usable[0].classes] if usable else []
     rows: list[tuple[object, ...]] = [
-        (
-            device.hive_id,
-            device.device,
-            *(
-                f"{fit.quantization} ({size(fit.needed_bytes)})" if fit.quantization else None
-                for fit in device.classes
-            ),
-        )
-        for device in usable
+        (device.hive_id, device.device, *(_best(fit) for fit in device.classes)) for device in usable
     ]
-    return ("hive", "device", *names), rows
+    return _without_hive(("hive", "device", *names), rows, 0, {device.hive_id for device in found.devices})
+
+
+def _best(fit: ClassFit) -> str | None:
+    return None if fit.quantization is None else f"{fit.quantization} ({size(fit.needed_bytes)})"
 
 
 def _yes(value: bool | None) -> str | None:

@@ -183,7 +183,7 @@ def test_models_of_each_hive_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         assert main(["models", "list", "--queen", queen.url]) == 0
     model, *rest = capsys.readouterr().out.splitlines()[1].split("  ")
     told = [cell.strip() for cell in rest if cell]
-    assert (model, told) == ("smollm2:135m", ["on disk", "98.4 MB", *"-----", "hive-1", "/m/x.gguf"])
+    assert (model, told) == ("smollm2:135m", ["on disk", "98.4 MB", *"-----"])
 
 
 def test_model_is_shown_with_what_is_known_of_it_and_its_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from rbee.contracts.heartbeats import DownloadInfo, ModelInfo, ModelMemory, UnusableModel
 from rbee.contracts.model_settings import ModelSettings, ModelTable, SettingsInForce
 from rbee.contracts.views import HiveView
-from rbee.keeper.model_tables import model_fields, models_table, share, shown_model
+from rbee.keeper.model_tables import faults, model_fields, models_table, share, shown_model
 from tests.unit.keeper.small_queen import HIVE
 
 MODEL = ModelInfo(
@@ -36,27 +36,33 @@ WHOLE = msgspec.structs.replace(
 )
 
 
+OTHER = msgspec.structs.replace(msgspec.convert(HIVE, type=HiveView), hive_id="hive-2", models=[])
+
+
 def test_every_model_of_a_hive_is_a_row_with_its_state() -> None:
-    columns, rows = models_table([WHOLE])
+    columns, rows = models_table([WHOLE, OTHER])
+    nothing = dict.fromkeys(columns)
     assert [dict(zip(columns, row, strict=True)) for row in rows] == [
         {
             "model": "hf:org/repo",
             "state": "on disk",
             "size": "2.0 MB",
-            "quantization": "Q4_K_M",
+            "quant": "Q4_K_M",
             "context": 8192,
             "purpose": "generate",
             "template": "yes",
-            "digest": "0123456789ab",
+            "digest": "01234567",
             "hive": "hive-1",
-            "where": "/m/x.gguf",
         },
-        dict.fromkeys(columns)
-        | {"model": "hf:org/other", "state": "fetching 31 %", "size": "31 B", "hive": "hive-1"},
-        dict.fromkeys(columns)
-        | {"model": "hf:org/broken", "state": "unusable", "size": "5 B", "hive": "hive-1"}
-        | {"where": "/m/y.gguf: it is cut short"},
+        nothing | {"model": "hf:org/other", "state": "fetching 31 %", "size": "31 B", "hive": "hive-1"},
+        nothing | {"model": "hf:org/broken", "state": "unusable", "size": "5 B", "hive": "hive-1"},
     ]
+    assert faults([WHOLE, OTHER]) == ["hf:org/broken on hive-1 (/m/y.gguf): it is cut short."]
+
+
+def test_one_hive_alone_is_not_named_in_every_row() -> None:
+    several, one = models_table([WHOLE, OTHER]), models_table([WHOLE])
+    assert one == (several[0][:-1], [row[:-1] for row in several[1]])
 
 
 def test_share_of_a_download_of_unknown_size_is_its_bytes() -> None:

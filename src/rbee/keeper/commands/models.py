@@ -38,7 +38,7 @@ def pull_models(
 @app.command("list")
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the models on every hive's disk, what is being fetched, and what cannot be loaded."""
-    from rbee.keeper.model_tables import models_table
+    from rbee.keeper.model_tables import faults, models_table
     from rbee.keeper.reading import read
     from rbee.keeper.tables import show_table
 
@@ -57,6 +57,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         )
     else:
         show_table(*models_table(hives))
+        for fault in faults(hives):
+            screen.print(fault)
 
 
 @app.command("show")
@@ -112,13 +114,14 @@ def recommend_models(context: typer.Context, as_json: AsJson = False) -> None:
         screen.json(found)
         return
     show_table(*fits_table(found))
-    print()
-    print(
-        f"Any other model, by its size: the best quantization that fits with {settings.slots} slots of "
+    for device in found.devices:
+        if not device.is_usable:
+            screen.print(f"{device.device} ({device.name}) of {device.hive_id} is not used: {device.note}")
+    screen.print(
+        f"\nAny other model, by its size: the best quantization that fits with {settings.slots} slots of "
         f"{settings.context_tokens} tokens, and the memory it needs."
     )
     show_table(*classes_table(found))
-    print()
-    print(found.why)
+    screen.print(f"\n{found.why}")
     if found.command is not None:
-        print(f"Try: {found.command}")
+        screen.print(f"Try: {found.command}")
