@@ -79,6 +79,7 @@ class Kept(Struct, frozen=True, kw_only=True):
     """What a download left that did not end; `changed_at` in seconds since the epoch."""
 
     name: str
+    path: Path
     ref: str | None
     size_bytes: int
     changed_at: float
@@ -97,13 +98,10 @@ class Catalog:
 
     def models(self) -> list[LocalModel]:
         """Return every whole model, by reference."""
-        return [entry for entry in self._entries() if isinstance(entry, LocalModel)]
+        return [entry for entry in self.entries() if isinstance(entry, LocalModel)]
 
-    def unusable(self) -> list[UnusableModel]:
-        """Return what takes up room like a model and is none, by reference."""
-        return [entry for entry in self._entries() if isinstance(entry, UnusableModel)]
-
-    def _entries(self) -> list[LocalModel | UnusableModel]:
+    def entries(self) -> list[LocalModel | UnusableModel]:
+        """Return every whole model, and what takes up room like a model and is none, by reference."""
         try:
             places = [entry for entry in self.directory.iterdir() if not entry.name.startswith(".")]
         except OSError:
@@ -133,6 +131,7 @@ class Catalog:
         stat = _stat(partial / MODEL_FILE) or _stat(partial)
         return Kept(
             name=name,
+            path=partial,
             ref=part.ref if part else None,
             size_bytes=_size(partial / MODEL_FILE),
             changed_at=stat.st_mtime if stat else 0.0,
@@ -207,18 +206,18 @@ class Catalog:
 
     def _read(self, place: Path) -> LocalModel | UnusableModel | None:
         """Return what a directory holds; None for one that has nothing to do with models."""
-        stat = _stat(place / MODEL_FILE)
-        manifest = _manifest(place)
+        path, manifest = place / MODEL_FILE, _manifest(place)
+        stat = _stat(path)
         if manifest is None:
             fault = "its model.json is damaged or missing"
-            return None if stat is None else _unusable(place, place.name, stat.st_size, fault)
+            return None if stat is None else unusable_model(place.name, path, stat.st_size, fault)
         size = stat.st_size if stat is not None else 0
         if size != manifest.size_bytes:
             fault = f"its file has {size:,} of {manifest.size_bytes:,} bytes"
-            return _unusable(place, manifest.ref, size, fault)
+            return unusable_model(manifest.ref, path, size, fault)
         known = KNOWN_MODELS.get(manifest.ref) if manifest.source == "known" else None
         if known is not None and known.sha256 != manifest.sha256:
-            return _unusable(place, manifest.ref, size, "it is not the version that is meant today")
+            return unusable_model(manifest.ref, path, size, "it is not the version that is meant today")
         return _local(place, manifest)
 
 
@@ -228,6 +227,12 @@ def directory_name(ref: ModelRef) -> str:
     if ref.source == "known":
         return readable
     return f"{readable}-{sha256(ref.text.encode()).hexdigest()[:12]}"
+
+
+def unusable_model(ref: str, path: Path, size_bytes: int, why: str) -> UnusableModel:
+    """Tell of a file that cannot be loaded: why not, and what to do."""
+    fault = f"{why.removesuffix('.')}; pull it again, or remove it"
+    return UnusableModel(model=ref, size_bytes=size_bytes, path=str(path), fault=fault)
 
 
 def _manifest(place: Path) -> Manifest | None:
@@ -248,11 +253,6 @@ def _local(place: Path, manifest: Manifest) -> LocalModel:
         facts=manifest.facts,
         used_at=used.st_mtime if used is not None else manifest.pulled_at.timestamp(),
     )
-
-
-def _unusable(place: Path, ref: str, size_bytes: int, why: str) -> UnusableModel:
-    fault = f"{why}; pull it again, or remove it"
-    return UnusableModel(model=ref, size_bytes=size_bytes, path=str(place / MODEL_FILE), fault=fault)
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rbee.contracts.heartbeats import UnusableModel
 from rbee.contracts.models import ModelRef, parse_model_ref
 from rbee.errors import ConflictError, DownloadFailedError, ModelInvalidError, ModelNotFoundError, RbeeError
-from rbee.hive.catalog import MODEL_FILE, Catalog, LocalModel, Manifest, directory_name
+from rbee.hive.catalog import MODEL_FILE, Catalog, LocalModel, Manifest, directory_name, unusable_model
 from rbee.hive.gguf import ModelFacts, facts_of, read_header
 from rbee.hive.headers import Headers
 from rbee.hive.quota import Quota
@@ -96,31 +96,34 @@ class ModelStore:
         return self._catalog.place(ref).exists() or self._catalog.partial(ref).exists()
 
     def list(self) -> Sequence[LocalModel]:
-        """Return the models that can be loaded, by reference: what was pulled, and files in place that were used.
-
-        A model whose header was not read yet lacks its facts; one whose header is bad is left out.
-        """
-        in_place = [model for model in map(self.find, list(self._in_place)) if model is not None]
-        pulled = (model for model in self._catalog.models() if self._headers.fault(model) is None)
-        return sorted([*map(self._headers.known, pulled), *in_place], key=lambda model: model.ref)
+        """Return the models that can be loaded (see `survey`)."""
+        return self.survey()[0]
 
     def unusable(self) -> Sequence[UnusableModel]:
-        """Return what takes up room like a model and cannot be loaded: damaged files, and parts of downloads."""
-        damaged = [
-            UnusableModel(model=model.ref, size_bytes=model.size_bytes, path=str(model.path), fault=fault)
-            for model in self._catalog.models()
-            if (fault := self._headers.fault(model)) is not None
-        ]
-        return [*self._catalog.unusable(), *damaged, *self._parts()]
+        """Return what takes up room like a model and cannot be loaded (see `survey`)."""
+        return self.survey()[1]
+
+    def survey(self) -> tuple[Sequence[LocalModel], Sequence[UnusableModel]]:
+        """Return what can be loaded, and what takes up room like a model and cannot, both by reference.
+
+        The first are what was pulled and files in place that were used; one whose header was not read yet lacks
+        its facts. The others are damaged files and parts of downloads that are not under way.
+        """
+        models = [model for model in map(self.find, list(self._in_place)) if model is not None]
+        unusable: list[UnusableModel] = []
+        for entry in self._catalog.entries():
+            if isinstance(entry, UnusableModel):
+                unusable.append(entry)
+            elif (fault := self._headers.fault(entry)) is not None:
+                unusable.append(unusable_model(entry.ref, entry.path, entry.size_bytes, fault))
+            else:
+                models.append(self._headers.known(entry))
+        return sorted(models, key=lambda model: model.ref), [*unusable, *self._parts()]
 
     def _parts(self) -> Sequence[UnusableModel]:
+        fault = "its download has not ended; pull it again to go on, or remove it"
         return [
-            UnusableModel(
-                model=kept.ref,
-                size_bytes=kept.size_bytes,
-                path=str(self._catalog.directory / ".partial" / kept.name),
-                fault="its download has not ended; pull it again to go on, or remove it",
-            )
+            UnusableModel(model=kept.ref, size_bytes=kept.size_bytes, path=str(kept.path), fault=fault)
             for kept in self._catalog.kept()
             if kept.ref is not None and not is_held(self._catalog.lock_directory() / kept.name)
         ]

@@ -221,7 +221,7 @@ class HiveService:
     def _look_around(
         self,
     ) -> tuple[MachineInfo, list[DeviceInfo], Sequence[LocalModel], Sequence[UnusableModel]]:
-        return self.machine.info(), self.machine.devices(), self.models.list(), self.models.unusable()
+        return self.machine.info(), self.machine.devices(), *self.models.survey()
 
     async def _ask_engine(self) -> None:
         await self.machine.ask_engine()
@@ -257,7 +257,7 @@ class HiveService:
         if job.record.worker_id is not None:  # an earlier boot had begun to start it
             await self.workers.until_ready(worker_id)
             return {"worker_id": worker_id, "hive_id": self.hive_id}
-        await self._check_device(operation.device)
+        await self._check_device(operation.device, operation.engine)
         model = self.models.find(operation.model)
         if model is None:
             raise ModelNotFoundError(
@@ -284,15 +284,19 @@ class HiveService:
         await self.workers.start(wanted, self.hive_id)
         return {"worker_id": worker_id, "hive_id": self.hive_id}
 
-    async def _check_device(self, device: str | None) -> None:
+    async def _check_device(self, device: str | None, engine: str) -> None:
         if device is None:
             return
-        names = [found.device for found in await asyncio.to_thread(self.machine.devices)]
+        devices = await asyncio.to_thread(self.machine.devices)
+        names = [found.device for found in devices]
         if device not in names:
             raise InvalidRequestError(
                 f"{self.hive_id} has no device `{device}`{nearest(device, names)}. It has: {', '.join(names)}.",
                 param="device",
             )
+        found = devices[names.index(device)]
+        if engine == "llama_cpp" and not found.is_usable:
+            raise InvalidRequestError(f"{device} of {self.hive_id} cannot be used: {found.note}", param="device")
 
     def _check_memory(self, operation: WorkerSpawn, model: LocalModel) -> int:
         """Return about how many bytes the worker will take; refuse one that there is no room for."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rbee.contracts.heartbeats import UnusableModel
 from rbee.contracts.models import KNOWN_MODELS, ModelRef, parse_model_ref
 from rbee.hive.catalog import Catalog, Manifest, directory_name
 from rbee.hive.gguf import facts_of, read_header
@@ -63,7 +64,7 @@ def test_committed_model_is_found_and_listed(tmp_path: Path) -> None:
 
 
 def faults(catalog: Catalog) -> list[tuple[str, str]]:
-    return [(found.model, found.fault) for found in catalog.unusable()]
+    return [(found.model, found.fault) for found in catalog.entries() if isinstance(found, UnusableModel)]
 
 
 def test_file_without_manifest_is_no_model_and_its_fault_is_told(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_file_without_manifest_is_no_model_and_its_fault_is_told(tmp_path: Path)
 
 def test_directory_that_has_nothing_to_do_with_models_is_not_told_of(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    assert Catalog(tmp_path).unusable() == []
+    assert Catalog(tmp_path).entries() == []
 
 
 def test_file_shorter_than_its_manifest_says_is_no_model(tmp_path: Path) -> None:

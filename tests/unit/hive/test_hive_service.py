@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
+from rbee.contracts.heartbeats import DeviceInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id, new_id
 from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
@@ -18,6 +19,7 @@ from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
 from rbee.jobs import JobRegistry
+from rbee.jobs.store import all_jobs
 from rbee.narration import FileSink, configure
 from rbee.narration.emit import captured_narration
 from rbee.testing.tiny_gguf import tiny_gguf
@@ -32,7 +34,7 @@ class Hive:
         self.service = service
         self.queen = queen
 
-    async def run(self, operation: HiveCheck | WorkerStop, **values: str) -> JobState:
+    async def run(self, operation: HiveCheck | WorkerStop | WorkerSpawn, **values: str) -> JobState:
         """Give a command and wait for its end."""
         record = await self.service.registry.create(operation, correlation_id="c", **values)  # type: ignore[arg-type]
         job = self.service.runner.launch(record, operation)
@@ -236,6 +238,19 @@ async def test_resumed_removal_of_what_is_gone_completes(hive: Hive, registry: J
     assert (await registry.get(job_id)).state is JobState.COMPLETED
 
 
+async def test_worker_on_a_device_that_the_engine_cannot_use_is_refused_with_what_to_install(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = DeviceInfo(
+        device="cuda:0", name="x", memory_bytes=1, memory_free_bytes=1, is_usable=False, note="install a build."
+    )
+    monkeypatch.setattr(hive.service.machine, "devices", lambda: [gpu])
+    operation = WorkerSpawn(model=REF, worker_id=new_id("worker"), device="cuda:0")
+    assert await hive.run(operation) is JobState.FAILED
+    [failed] = await all_jobs(hive.service.registry.store, JobState.FAILED)
+    assert (failed.message or "").endswith("cannot be used: install a build.")
+
+
 async def test_limit_of_workers_is_told(hive: Hive) -> None:
     hive.service.settings = msgspec.structs.replace(hive.service.settings, workers_max=2)
     assert (await hive.service.heartbeat()).workers_max == 2
@@ -247,7 +262,7 @@ async def test_heartbeats_end_loudly_when_the_hive_cannot_look_at_itself(
     def broken() -> None:
         raise PermissionError("the models")
 
-    monkeypatch.setattr(hive.service.models, "list", broken)
+    monkeypatch.setattr(hive.service.models, "survey", broken)
 
     with pytest.raises(PermissionError):
         async with asyncio.timeout(5):
