@@ -22,6 +22,9 @@ class LocalHub:
         digests: Digests to announce instead of the true ones; None announces none.
         cuts: After how many bytes the next responses break off; each is used once.
         ignores_ranges: Answers a request for a part with the whole.
+        etag: The word for the version of every file; its digest where None, no word where it is empty.
+        conditions: The If-Range header of every download that was asked for.
+        hides_sizes: Neither the list nor a whole file says how long it is.
         hold: After this many bytes every response stands still until `go_on` is set.
         refuse: The status and headers to answer with instead of anything else.
         fail_once: Statuses that the next requests are answered with; each is used once.
@@ -34,6 +37,9 @@ class LocalHub:
     digests: dict[str, str | None] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     ignores_ranges: bool = False
+    etag: str | None = None
+    conditions: list[str | None] = field(default_factory=list)
+    hides_sizes: bool = False
     hold: int | None = None
     refuse: tuple[int, dict[str, str]] | None = None
     fail_once: list[int] = field(default_factory=list)
@@ -55,7 +61,8 @@ class LocalHub:
             return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
         assert request.query["blobs"] == "true"
         siblings = [
-            {"rfilename": name, "size": len(data), "blobId": "0" * 40} | self._lfs(name, data)
+            {"rfilename": name, "size": None if self.hides_sizes else len(data), "blobId": "0" * 40}
+            | self._lfs(name, data)
             for name, data in self.files.items()
         ]
         return web.json_response({"id": "org/repo", "sha": COMMIT, "siblings": siblings})
@@ -71,13 +78,21 @@ class LocalHub:
             return web.Response(status=302, headers={"Location": self.elsewhere + request.path})
         assert request.match_info["revision"] == COMMIT
         data = self.files[request.match_info["name"]]
+        etag = f'"{hashlib.sha256(data).hexdigest()}"' if self.etag is None else self.etag
+        headers = {"Accept-Ranges": "bytes"} | ({"ETag": etag} if etag else {})
+        condition = request.headers.get("If-Range")
+        self.conditions.append(condition)
         start = 0
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        if "Range" in request.headers and not self.ignores_ranges:
+        if "Range" in request.headers and not self.ignores_ranges and condition in (None, etag):
             start = int(request.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            if start >= len(data):
+                return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         response = web.StreamResponse(status=206 if "Content-Range" in headers else 200, headers=headers)
-        response.content_length = len(data) - start
+        if self.hides_sizes:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = len(data) - start
         await response.prepare(request)
         await self._send(request, response, data[start:])
         return response

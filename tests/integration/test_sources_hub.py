@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from rbee.errors import (
     ModelNotFoundError,
     RbeeError,
 )
-from rbee.hive.models import ModelStore
+from rbee.hive.models import PARTS_KEPT_S, ModelStore
 from rbee.hive.sources.hub import HubSource
+from rbee.narration.emit import captured_narration
 from rbee.testing.tiny_gguf import tiny_gguf
 from tests.integration.local_hub import LocalHub, Steps, serving
 
@@ -243,19 +245,171 @@ async def test_hub_that_is_not_there_cannot_be_reached(tmp_path: Path) -> None:
     assert error.retryable is True
 
 
-async def test_cancelled_pull_leaves_nothing(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
-    hub.hold = 1_000_000
-    pull = asyncio.create_task(store.pull(REF))
-    await hub.held.wait()
+async def interrupted(hub: LocalHub, store: ModelStore, bytes_sent: int = 1_000_000) -> int:
+    """Pull, cancel in the middle, and return how many bytes are kept."""
+    hub.hold = bytes_sent
+    arrived = asyncio.Event()
+    pull = asyncio.create_task(store.pull(REF, Steps(lambda done: arrived.set() if done == bytes_sent else None)))
+    await arrived.wait()
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pull
-    assert leftovers(tmp_path) == []
     hub.hold = None
+    hub.held.clear()
+    [part] = store.unusable()
+    return part.size_bytes
+
+
+async def test_cancelled_pull_is_gone_on_with_where_it_was(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    """What is kept is no model; the next pull asks for the rest alone, and the whole is checked."""
+    assert await interrupted(hub, store) == 1_000_000
+    assert store.list() == []
+    steps = Steps()
+    model = await store.pull(REF, steps)
+    assert hub.downloads() == [None, "bytes=1000000-"]
+    assert model.path.read_bytes() == MODEL
+    assert model.sha256 == hashlib.sha256(MODEL).hexdigest()
+    assert steps.seen[0] == (1_000_000, len(MODEL))
+    assert store.unusable() == []
+    assert len(leftovers(tmp_path)) == 2
+
+
+async def test_going_on_is_told(hub: LocalHub, store: ModelStore) -> None:
+    await interrupted(hub, store)
+    with captured_narration("hive") as sink:
+        await store.pull(REF)
+    [line] = sink.events
+    assert "1 of 2 MB are here from an earlier download" in line["message"]
+
+
+async def test_pull_whose_connection_breaks_for_good_keeps_what_came(hub: LocalHub, store: ModelStore) -> None:
+    await interrupted(hub, store)
+    hub.cuts = [0] * 5
+    with pytest.raises(DownloadFailedError):
+        await store.pull(REF)
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.downloads()[1:] == ["bytes=1000000-"] * 6
+
+
+async def test_what_came_stays_when_the_hub_cannot_be_asked_or_does_not_know_the_model(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    """A network that is away, or a token that was forgotten, costs nothing of it."""
+    await interrupted(hub, store)
+    for status, code in ((503, ""), (404, "RepoNotFound"), (403, "GatedRepo")):
+        hub.refuse = (status, {"X-Error-Code": code})
+        with pytest.raises(RbeeError):
+            await store.pull(REF)
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
+    hub.refuse = None
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.downloads() == [None, "bytes=1000000-"]
+
+
+async def test_what_came_stays_when_going_on_is_cancelled_while_it_is_read_again(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    await interrupted(hub, store)
+    pull: asyncio.Task[object]
+
+    def stop(done_bytes: int) -> None:
+        pull.cancel()
+
+    pull = asyncio.create_task(store.pull(REF, Steps(stop)))
+    await asyncio.wait([pull])
+    assert pull.cancelled()
+    assert [part.size_bytes for part in store.unusable()] == [1_000_000]
+    assert len(hub.downloads()) == 1
+
+
+async def test_file_that_has_changed_at_its_source_is_begun_anew(hub: LocalHub, store: ModelStore) -> None:
+    await interrupted(hub, store)
+    hub.files[NAME] = tiny_gguf(elements=600_000, salt=b"another version")
+    model = await store.pull(REF)
+    assert hub.downloads() == [None, None]
+    assert model.path.read_bytes() == hub.files[NAME]
+
+
+async def test_kept_part_that_was_damaged_is_refused_and_removed_at_the_end(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    await interrupted(hub, store)
+    [part] = (tmp_path / "models").glob(".partial/*/model.gguf")
+    part.write_bytes(bytes(1_000_000))
+    await refused(store, tmp_path, DownloadFailedError)
     assert (await store.pull(REF)).path.read_bytes() == MODEL
 
 
-async def test_pull_after_a_killed_one_clears_up_and_downloads(store: ModelStore, tmp_path: Path) -> None:
+async def test_part_that_is_whole_already_is_checked_and_not_asked_for(hub: LocalHub, store: ModelStore) -> None:
+    await interrupted(hub, store, len(MODEL))
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert len(hub.downloads()) == 1
+
+
+async def test_part_that_the_hub_calls_beyond_the_end_is_begun_anew(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    """As where the file became shorter and the list does not tell its size."""
+    hub.hides_sizes = True
+    await interrupted(hub, store)
+    hub.files[NAME] = tiny_gguf()
+    hub.digests[NAME] = hashlib.sha256(MODEL).hexdigest()
+    await refused(store, tmp_path, DownloadFailedError)
+    assert hub.downloads() == [None, "bytes=1000000-", None]
+
+
+async def test_part_of_unknown_size_that_is_whole_is_taken_as_it_is(hub: LocalHub, store: ModelStore) -> None:
+    hub.hides_sizes = True
+    await interrupted(hub, store, len(MODEL))
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.downloads() == [None, f"bytes={len(MODEL)}-"]
+
+
+async def test_file_without_a_digest_is_gone_on_with_while_its_version_stays(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    hub.digests[NAME] = None
+    hub.etag = '"one"'
+    await interrupted(hub, store)
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.conditions == [None, '"one"']
+    assert hub.downloads()[1] == "bytes=1000000-"
+
+
+async def test_file_without_a_digest_is_begun_anew_when_its_version_changes(
+    hub: LocalHub, store: ModelStore
+) -> None:
+    hub.digests[NAME] = None
+    hub.etag = '"one"'
+    await interrupted(hub, store)
+    hub.etag = '"two"'
+    hub.files[NAME] = tiny_gguf(elements=600_000, salt=b"another version")
+    assert (await store.pull(REF)).path.read_bytes() == hub.files[NAME]
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"one"'])
+async def test_file_without_digest_and_version_is_begun_anew(hub: LocalHub, store: ModelStore, etag: str) -> None:
+    hub.digests[NAME] = None
+    hub.etag = etag
+    await interrupted(hub, store)
+    assert (await store.pull(REF)).path.read_bytes() == MODEL
+    assert hub.downloads() == [None, None]
+
+
+async def test_remove_takes_away_what_a_download_left(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
+    await interrupted(hub, store)
+    assert await store.remove(REF) == 1_000_000
+    assert leftovers(tmp_path) == []
+    with pytest.raises(ModelNotFoundError):
+        await store.remove(REF)
+
+
+async def test_pull_after_one_that_left_nothing_of_use_clears_up_and_downloads(
+    store: ModelStore, tmp_path: Path
+) -> None:
     whole = await store.pull(REF)
     left = tmp_path / "models" / ".partial" / whole.path.parent.name
     whole.path.parent.rename(left)
@@ -265,19 +419,31 @@ async def test_pull_after_a_killed_one_clears_up_and_downloads(store: ModelStore
     assert len(leftovers(tmp_path)) == 2
 
 
-async def test_clean_removes_what_killed_pulls_left_and_spares_one_under_way(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
-) -> None:
+async def test_clean_removes_what_nobody_goes_on_with_and_spares_the_rest(hub: LocalHub, tmp_path: Path) -> None:
+    """A part without a word what it is of goes at once, another one after a week; one under way stays."""
+    clock = [time.time()]
+    sources = {"hub": HubSource(hub.url, offline=False, pause_s=0.001)}
+    store = ModelStore(tmp_path / "models", sources, now=lambda: clock[0])
+    await interrupted(hub, store)
     left = tmp_path / "models" / ".partial" / "killed"
-    left.mkdir(parents=True)
+    left.mkdir()
     (left / "model.gguf").write_bytes(b"half")
-    hub.hold = 1_000_000
+    await store.clean()
+    assert not left.exists()
+    assert [part.model for part in store.unusable()] == [REF]
+    clock[0] += PARTS_KEPT_S + 60
+    hub.hold = 0
     pull = asyncio.create_task(store.pull(REF))
     await hub.held.wait()
     await store.clean()
-    assert not left.exists()
     hub.go_on.set()
     assert (await pull).path.read_bytes() == MODEL
+    hub.go_on.clear()
+    await store.remove(REF)
+    await interrupted(hub, store)
+    clock[0] += PARTS_KEPT_S + 60
+    await store.clean()
+    assert leftovers(tmp_path) == []
 
 
 async def test_remove_during_a_pull_is_refused_for_a_while(

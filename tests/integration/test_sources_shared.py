@@ -14,6 +14,7 @@ import pytest
 from rbee.errors import DownloadFailedError
 from rbee.hive.models import ModelStore
 from rbee.hive.sources.hub import HubSource
+from rbee.narration.emit import captured_narration
 from rbee.testing.tiny_gguf import tiny_gguf
 from tests.integration.local_hub import LocalHub, Steps, serving
 
@@ -72,6 +73,135 @@ async def test_pulls_by_two_processes_download_once(tmp_path: Path) -> None:
     assert path == two.splitlines()[-1]
     with open(path, "rb") as file:  # noqa: ASYNC230
         assert file.read() == MODEL
+
+
+async def test_pull_of_a_killed_process_is_gone_on_with_by_another(tmp_path: Path) -> None:
+    async with serving(hub_of()) as hub:
+        hub.hold = MIB // 2
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PULL, str(tmp_path), hub.url), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        while await process.stdout.readline() != b"at %d\n" % (MIB // 2):
+            pass
+        process.kill()
+        await process.wait()
+        hub.hold = None
+        store = store_at(tmp_path, hub)
+        await store.clean()
+        assert (await store.pull(REF)).path.read_bytes() == MODEL
+        assert hub.downloads() == [None, f"bytes={MIB // 2}-"]
+
+
+async def test_no_more_than_four_models_are_downloaded_at_once_and_who_waits_is_told(tmp_path: Path) -> None:
+    names = [f"Q{number}_0" for number in range(1, 7)]
+    async with serving(LocalHub(files={f"tiny-{name}.gguf": MODEL for name in names})) as hub:
+        hub.hold = 1000
+        store = store_at(tmp_path, hub)
+        begun = {name: asyncio.Event() for name in names}
+
+        def begins(name: str) -> Steps:
+            return Steps(lambda done: begun[name].set() if done else None)
+
+        with captured_narration("hive") as sink:
+            async with asyncio.TaskGroup() as group:
+                for name in names[:4]:
+                    group.create_task(store.pull(f"{REF}:{name}", begins(name)))
+                await asyncio.gather(*(begun[name].wait() for name in names[:4]))
+                for name in names[4:]:
+                    group.create_task(store.pull(f"{REF}:{name}", begins(name)))
+                again = group.create_task(store.pull(f"{REF}:{names[0]}"))
+                async with asyncio.timeout(10):
+                    while len(sink.events) < 2:  # noqa: ASYNC110  # nobody announces that it waits
+                        await asyncio.sleep(0.01)
+                assert len(hub.downloads()) == 4
+                hub.go_on.set()
+        assert [event["message"] for event in sink.events] == [
+            f"{REF}:{name} waits: 4 other models are being downloaded to this hive." for name in names[4:]
+        ]
+        assert again.result().path.read_bytes() == MODEL
+        assert [model.ref for model in store.list()] == [f"{REF}:{name}" for name in names]
+        assert len(hub.downloads()) == 6
+
+
+def hub_of_three(letters: str = "abc") -> LocalHub:
+    return LocalHub(
+        files={f"{letter}.gguf": tiny_gguf(elements=MIB // 4, salt=letter.encode()) for letter in letters}
+    )
+
+
+def limited(directory: Path, hub: LocalHub, files: float, spared: tuple[str, ...] = ()) -> ModelStore:
+    """Make a store that may keep so many files of `hub_of_three`."""
+    size = len(next(iter(hub.files.values())))
+    source = HubSource(hub.url, offline=False, pause_s=0.001)
+    return ModelStore(directory, {"hub": source}, max_bytes=int(files * size), spared=lambda: spared)
+
+
+def ref_of(letter: str) -> str:
+    return f"hf:org/repo:{letter}.gguf"
+
+
+def held(store: ModelStore) -> str:
+    """Return the letters of the models that are there."""
+    return "".join(model.ref.removesuffix(".gguf")[-1] for model in store.list())
+
+
+async def test_models_not_used_for_longest_make_room_and_that_is_told(tmp_path: Path) -> None:
+    async with serving(hub_of_three()) as hub:
+        store = limited(tmp_path, hub, 2.5)
+        for letter in "ab":
+            await store.pull(ref_of(letter))
+        used = store.find(ref_of("a"))
+        assert used is not None
+        store.note_use(used)
+        with captured_narration("hive") as sink:
+            await store.pull(ref_of("c"))
+        assert held(store) == "ac"
+        assert [(event["action"], event["fields"]["evicted"]) for event in sink.events] == [
+            ("hive_evict_model", ref_of("b"))
+        ]
+
+
+async def test_models_in_use_stay_and_what_does_not_fit_is_refused_before_it_is_fetched(tmp_path: Path) -> None:
+    async with serving(hub_of_three()) as hub:
+        store = limited(tmp_path, hub, 2.5, spared=(ref_of("a"), ref_of("b")))
+        for letter in "ab":
+            await store.pull(ref_of(letter))
+        with pytest.raises(DownloadFailedError, match=r"models_max_bytes\).*a\.gguf, hf:org/repo:b\.gguf\."):
+            await store.pull(ref_of("c"))
+        assert held(store) == "ab"
+        assert len(hub.downloads()) == 2
+
+
+async def test_parts_of_downloads_make_room_before_models(tmp_path: Path) -> None:
+    async with serving(hub_of_three()) as hub:
+        store = limited(tmp_path, hub, 2.5)
+        await store.pull(ref_of("a"))
+        hub.hold = 900_000
+        arrived = asyncio.Event()
+        steps = Steps(lambda done: arrived.set() if done == hub.hold else None)
+        pull = asyncio.create_task(store.pull(ref_of("b"), steps))
+        await arrived.wait()
+        pull.cancel()
+        await asyncio.wait([pull])
+        hub.hold = None
+        assert [part.size_bytes for part in store.unusable()] == [900_000]
+        await store.pull(ref_of("c"))
+        assert held(store) == "ac"
+        assert store.unusable() == []
+
+
+async def test_two_pulls_at_once_that_fit_only_one_by_one_do_not_exceed_the_limit(tmp_path: Path) -> None:
+    async with serving(hub_of_three()) as hub:
+        store = limited(tmp_path, hub, 1.5)
+        hub.hold = 1000
+        first = asyncio.create_task(store.pull(ref_of("a")))
+        await hub.held.wait()
+        with pytest.raises(DownloadFailedError, match="does not fit"):
+            await store.pull(ref_of("b"))
+        hub.go_on.set()
+        await first
+        assert held(store) == "a"
 
 
 async def test_waiting_pull_tells_how_far_the_other_one_is(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def store_of(tmp_path: Path, data: bytes = MODEL, idle_s: float = 60.0) -> Model
         member=DEMO.member,
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
+        memory=DEMO.memory,
     )
     return ModelStore(tmp_path / "models", {"known": WheelSource({REF: known}, idle_s=idle_s)})
 

@@ -17,6 +17,7 @@ from rbee.client.follow import IDLE_S, LogFollower, only_idle
 from rbee.client.place import FindUrl, Place, job_path, with_query
 from rbee.contracts.events import encode_json
 from rbee.contracts.ids import new_correlation_id
+from rbee.contracts.model_settings import SettingsInForce
 from rbee.contracts.operations import Operation
 from rbee.contracts.views import Accepted, HiveView, JobView, Page, Status, WorkerView
 from rbee.errors import InternalError
@@ -134,6 +135,10 @@ class JobClient:
     async def models(self) -> list[dict[str, Any]]:
         """Return the models that can be asked for, in OpenAI's form."""
         return (await self.get_json("/v1/models", Page[dict[str, Any]])).data
+
+    async def model_settings(self) -> SettingsInForce:
+        """Return what the queen loads and asks models with."""
+        return await self.get_json("/v1/model-settings", SettingsInForce)
 
     def follow(self, job_id: str, *, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
         """Yield a job's events from number `after + 1` to its end, across reconnects.

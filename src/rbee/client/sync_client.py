@@ -13,6 +13,7 @@ from rbee.client.follow import IDLE_S
 from rbee.client.job_client import JobClient
 from rbee.client.loop_thread import LoopThread
 from rbee.client.place import FindUrl
+from rbee.contracts.model_settings import SettingsInForce
 from rbee.contracts.operations import Operation
 from rbee.contracts.views import Accepted, HiveView, JobView, Page, Status, WorkerView
 
@@ -117,6 +118,10 @@ class SyncJobClient:
     def models(self) -> list[dict[str, Any]]:
         """Return the models that can be asked for, in OpenAI's form."""
         return self._loop.run(self._client.models)
+
+    def model_settings(self) -> SettingsInForce:
+        """Return what the queen loads and asks models with."""
+        return self._loop.run(self._client.model_settings)
 
     def get_json(self, path: str, kind: type[T]) -> T:
         """Read `path` as a `kind`; see `JobClient.get_json`."""

@@ -82,6 +82,20 @@ class DownloadInfo(Struct, frozen=True, kw_only=True):
     total_bytes: int | None
 
 
+class UnusableModel(Struct, frozen=True, kw_only=True):
+    """What takes room among a hive's models and cannot be loaded.
+
+    Attributes:
+        model: Its reference; the name of its directory where that is not known.
+        fault: Why not, and what to do.
+    """
+
+    model: str
+    size_bytes: int
+    path: str
+    fault: str
+
+
 class WorkerInfo(Struct, frozen=True, kw_only=True):
     """One worker of a hive.
 
@@ -114,6 +128,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     Attributes:
         engines: The engines its workers can run.
         downloads: What is being fetched just now.
+        unusable_models: What is damaged, or was fetched in part.
         workers_max: How many workers it runs at most; None for as many as the memory holds.
     """
 
@@ -127,6 +142,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     workers: list[WorkerInfo]
     engines: tuple[str, ...] = ("llama_cpp",)
     downloads: list[DownloadInfo] = []
+    unusable_models: list[UnusableModel] = []
     workers_max: int | None = None
 
 

@@ -75,6 +75,34 @@ class ModelTable(Struct, kw_only=True, frozen=True):
         return self.models.get(self.resolve(model)) or _DEFAULT
 
 
+class SettingsInForce(Struct, kw_only=True, frozen=True):
+    """What a queen goes by: her defaults, and what her rbee.toml says of single models.
+
+    Attributes:
+        model: The model of a request that names none.
+        slots: Requests that a worker answers at the same time, where its model says nothing else.
+        context_tokens: Tokens of one request, where its model says nothing else.
+        keep_alive_s: Seconds that a worker may be idle, where its model says nothing else.
+        table: Aliases, and settings by model.
+    """
+
+    model: str
+    slots: int
+    context_tokens: int
+    keep_alive_s: float
+    table: ModelTable
+
+    def of(self, model: str) -> ModelSettings:
+        """Return the settings of a model, the queen's defaults where it has none of its own."""
+        own = self.table.of(model)
+        return msgspec.structs.replace(
+            own,
+            slots=self.slots if own.slots is None else own.slots,
+            context_tokens=self.context_tokens if own.context_tokens is None else own.context_tokens,
+            keep_alive_s=self.keep_alive_s if own.keep_alive_s is None else own.keep_alive_s,
+        )
+
+
 _DEFAULT = ModelSettings()
 
 

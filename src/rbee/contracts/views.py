@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
-from rbee.contracts.heartbeats import DeviceInfo, MachineInfo, ModelInfo
+from rbee.contracts.heartbeats import DeviceInfo, DownloadInfo, MachineInfo, ModelInfo, UnusableModel
 from rbee.contracts.states import HiveState, JobState, Phase, Reason, WorkerState
 
 T = TypeVar("T")
@@ -113,6 +113,10 @@ class HiveView(Struct, frozen=True, kw_only=True):
     models: list[ModelInfo]
     workers: list[WorkerView]
     last_heartbeat_s: float
+    engines: tuple[str, ...] = ("llama_cpp",)
+    downloads: list[DownloadInfo] = []
+    unusable_models: list[UnusableModel] = []
+    workers_max: int | None = None
 
 
 class Status(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +12,6 @@ from rbee.contracts.heartbeats import DeviceInfo, ModelInfo
 from rbee.contracts.operations import Infer, QueenCheck, parse_operation
 from rbee.contracts.views import Page, WorkerView
 from rbee.errors import InvalidRequestError, UnavailableError
-from rbee.hive.devices import list_devices
 from rbee.hive.service import HiveService
 from rbee.http.auth import Door, is_loopback
 from rbee.http.job_routes import JobRoutes
@@ -87,7 +87,7 @@ class HiveRoutes:
 
     async def devices(self, request: Request) -> Page[DeviceInfo]:
         """Show the devices."""
-        return Page(data=list_devices())
+        return Page(data=await asyncio.to_thread(self._service.machine.devices))
 
 
 async def submit(service: HiveService, request: Request) -> JobRecord:

@@ -14,6 +14,11 @@ import pynvml
 from rbee.contracts.heartbeats import DeviceInfo, MachineInfo
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_DRM = Path("/sys/class/drm")
+_AMD, _INTEL = 0x1002, 0x8086
+_VENDORS = {"rocm": "AMD", "intel": "Intel"}
+_INTEL_INTEGRATED = "0000:00:02.0"
+_CARD_BYTES_MIN = 2 * 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -30,15 +35,16 @@ def machine_info(path: Path) -> MachineInfo:
 
 
 def list_devices() -> list[DeviceInfo]:
-    """Return the devices a model can run on: `cpu` first, then `cuda:0`, `cuda:1`, … where NVIDIA's driver is.
+    """Return the devices of this machine: `cpu` first, then `cuda:0`, `cuda:1`, … where NVIDIA's driver is.
 
-    GPUs are numbered as a worker will see them under CUDA_VISIBLE_DEVICES, in bus order
-    (CUDA_DEVICE_ORDER=PCI_BUS_ID). One that gives no answer is left out without hiding the others. The first call
-    may take a second; NVML then stays open for the life of the process, because opening it anew wakes idle GPUs.
+    AMD's GPUs follow as `rocm:0`, …, Intel's own cards as `intel:0`, …, read from sysfs. NVIDIA's are numbered as
+    a worker will see them under CUDA_VISIBLE_DEVICES, in bus order (CUDA_DEVICE_ORDER=PCI_BUS_ID). One that gives
+    no answer is left out without hiding the others. The first call may take a second; NVML then stays open for
+    the life of the process, because opening it anew wakes idle GPUs.
     """
     total, free = memory_bytes()
     cpu = DeviceInfo(device="cpu", name=_cpu_name(), memory_bytes=total, memory_free_bytes=free)
-    return [cpu, *_gpus()]
+    return [cpu, *_gpus(), *sysfs_gpus()]
 
 
 def memory_bytes(cgroup: Path = _CGROUP) -> tuple[int, int]:
@@ -85,6 +91,41 @@ def _gpus() -> list[DeviceInfo]:
     return [info for info in infos if info is not None]
 
 
+def sysfs_gpus(directory: Path = _DRM) -> list[DeviceInfo]:
+    """Return the graphics cards of AMD and Intel that have memory of their own, as the kernel's drivers tell.
+
+    What is part of a processor is left out: less than 2 GiB at AMD, the processor's place on the bus at Intel.
+    A driver that does not tell how much memory a card has is taken at 0.
+    """
+    cards = sorted(directory.glob("card[0-9]*"), key=lambda card: (len(card.name), card.name))
+    found: list[DeviceInfo] = []
+    for card in (card / "device" for card in cards if card.name[4:].isdecimal()):
+        vendor = _hexadecimal(card / "vendor")
+        kind = {_AMD: "rocm", _INTEL: "intel"}.get(vendor or 0)
+        memory = _own_memory(card, kind)
+        if kind is not None and memory is not None:
+            number = sum(info.device.startswith(kind) for info in found)
+            name = _line(card / "product_name") or f"{_VENDORS[kind]} GPU {_hexadecimal(card / 'device') or 0:04x}"
+            total, free = memory
+            found.append(
+                DeviceInfo(
+                    device=f"{kind}:{number}", name=name, memory_bytes=total, memory_free_bytes=max(0, free)
+                )
+            )
+    return found
+
+
+def _own_memory(card: Path, kind: str | None) -> tuple[int, int] | None:
+    """Return a card's memory and how much of it is free; None for what is part of a processor."""
+    if kind == "rocm":
+        total, used = _number(card / "mem_info_vram_total"), _number(card / "mem_info_vram_used")
+        return None if total is None or total < _CARD_BYTES_MIN else (total, total - (used or 0))
+    if card.resolve().name == _INTEL_INTEGRATED:
+        return None
+    total = _number(card.parent / "lmem_total_bytes") or 0
+    return total, _number(card.parent / "lmem_avail_bytes") or total
+
+
 def _uuid(index: int) -> str | None:
     try:
         return _text(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
@@ -114,6 +155,20 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace").strip() or None
+    except OSError:
+        return None
+
+
+def _hexadecimal(path: Path) -> int | None:
+    try:
+        return int(_line(path) or "", 16)
+    except ValueError:
+        return None
 
 
 def _number(path: Path) -> int | None:

@@ -6,19 +6,24 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from rbee.contracts.heartbeats import ModelMemory
+from rbee.contracts.heartbeats import ModelMemory, Purpose
+from rbee.contracts.model_memory import estimate_memory
 from rbee.errors import ModelInvalidError
 from rbee.hive.gguf_reader import GgufReader
 from rbee.hive.gguf_types import FILE_TYPES
 
-BATCH_TOKENS = 512
 LAYERS_MAX = 4096
 
+POOLING_RANK = 4
+EMBEDDING_ARCHITECTURES = frozenset(
+    {
+        *("bert", "eurobert", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2"),
+        *("jina-bert-v3", "gemma-embedding", "llama-embed", "t5encoder"),
+    }
+)
+"""Architectures, in the engine's words, that do not write but turn text into numbers."""
+
 _MIB = 1024 * 1024
-_PROCESS_BYTES = 128 * _MIB
-_ACTIVATIONS = 16
-_CACHED_BYTES = 2
-_WORKING_BYTES = 4
 
 
 class GgufHeader(Struct, frozen=True, kw_only=True):
@@ -38,6 +43,7 @@ class GgufHeader(Struct, frozen=True, kw_only=True):
         value_length: Numbers of a cached value, a token and head.
         vocabulary_size: Tokens the model knows.
         has_chat_template: Whether the file says how a conversation is written.
+        pooling_type: How it makes one vector of many, 0 for not at all, 4 for a rank; None when it is not said.
         tensor_count: Tensors in the file.
         file_size_bytes: Size of the file, which was checked to hold every tensor.
     """
@@ -55,8 +61,41 @@ class GgufHeader(Struct, frozen=True, kw_only=True):
     value_length: int
     vocabulary_size: int
     has_chat_template: bool
+    pooling_type: int | None
     tensor_count: int
     file_size_bytes: int
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """What is told of a model file, read from its header once."""
+
+    architecture: str
+    quantization: str
+    context_tokens: int | None
+    has_chat_template: bool
+    purpose: Purpose
+    memory: ModelMemory
+
+
+def facts_of(header: GgufHeader) -> ModelFacts:
+    """Return what is told of a model file."""
+    return ModelFacts(
+        architecture=header.architecture,
+        quantization=header.file_type,
+        context_tokens=header.context_length or None,
+        has_chat_template=header.has_chat_template,
+        purpose=purpose_of(header),
+        memory=memory_of(header),
+    )
+
+
+def purpose_of(header: GgufHeader) -> Purpose:
+    """Tell what a model is made for: a rank makes a reranker, any other pooling, or a BERT, an embedder."""
+    if header.pooling_type == POOLING_RANK:
+        return "rerank"
+    if header.pooling_type or header.architecture in EMBEDDING_ARCHITECTURES:
+        return "embed"
+    return "generate"
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -77,18 +116,12 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def memory_of(header: GgufHeader) -> ModelMemory:
-    """Estimate the memory a worker needs with this model, rather too high than too low.
-
-    The weights are the size of the file;
-    the cache of a token: 2 bytes (f16) x the layers' kv heads together x (key + value length);
-    the work space: 4 bytes x 512 tokens of a batch x (vocabulary + 16 x embedding length), and 128 MiB for the
-    process itself. What a GPU's driver keeps for each process is not in it.
-    """
-    working = header.vocabulary_size + _ACTIVATIONS * header.embedding_length
-    return ModelMemory(
+    """Estimate the memory a worker needs with this model (see `estimate_memory`)."""
+    return estimate_memory(
         weights_bytes=header.file_size_bytes,
-        cache_bytes_per_token=_CACHED_BYTES * sum(header.kv_heads) * (header.key_length + header.value_length),
-        work_bytes=_WORKING_BYTES * BATCH_TOKENS * working + _PROCESS_BYTES,
+        cached_numbers=sum(header.kv_heads) * (header.key_length + header.value_length),
+        vocabulary_size=header.vocabulary_size,
+        embedding_length=header.embedding_length,
     )
 
 
@@ -126,9 +159,13 @@ class _Facts:
             value_length=self._number("attention.value_length", head_length),
             vocabulary_size=lengths.get("tokenizer.ggml.tokens", 0) or self._number("vocab_size"),
             has_chat_template="tokenizer.chat_template" in values,
+            pooling_type=self._number("pooling_type") if self._says("pooling_type") else None,
             tensor_count=self._reader.tensor_count,
             file_size_bytes=file_size_bytes,
         )
+
+    def _says(self, key: str) -> bool:
+        return f"{self._architecture}.{key}" in self._reader.values
 
     def _number(self, key: str, default: int = 0) -> int:
         return self._checked(key, self._reader.values.get(f"{self._architecture}.{key}", default))

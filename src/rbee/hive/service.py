@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rbee import __version__
-from rbee.contracts.heartbeats import DeviceInfo, Heartbeat, MachineInfo, ModelInfo
+from rbee.contracts.heartbeats import DeviceInfo, Heartbeat, MachineInfo, UnusableModel
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_id
+from rbee.contracts.model_settings import load_model_table
 from rbee.contracts.operations import (
     HiveCheck,
     ModelDelete,
@@ -27,19 +28,20 @@ from rbee.errors import (
     ConflictError,
     HiveLostError,
     InvalidRequestError,
+    ModelInvalidError,
     ModelNotFoundError,
     NoCapacityError,
     RbeeError,
 )
+from rbee.hive.catalog import LocalModel
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.devices import list_devices, machine_info
-from rbee.hive.gguf import GgufHeader, memory_of, read_header
+from rbee.hive.machine import Machine
+from rbee.hive.model_commands import ModelCommands
 from rbee.hive.models import ModelStore
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.returning import Returning
 from rbee.hive.settings import HiveSettings
-from rbee.hive.sources.partial_file import finish_in_thread
 from rbee.hive.worker_wanted import WorkerWanted
 from rbee.hive.workers import Workers
 from rbee.jobs import JobRegistry, JobRunner, RunningJob
@@ -48,8 +50,6 @@ from rbee.jobs.retention import Limits, Retention
 from rbee.jobs.runner import Handler, error_body
 from rbee.jobs.store import all_jobs
 from rbee.narration import narrate, scope
-
-PROGRESS_EVERY_S = 0.25
 
 
 class HiveService:
@@ -74,11 +74,17 @@ class HiveService:
         self.hive_id = hive_id
         self.boot_id = boot_id
         self.url = settings.public_url or url
-        self.models = ModelStore(settings.models or home.root / "models")
+        table = load_model_table(home.config)
+        self._pinned = {model for model, own in table.models.items() if own.pinned or own.preload}
+        directory = settings.models or home.root / "models"
+        self.models = ModelStore(directory, max_bytes=settings.models_max_bytes, spared=self._spared_models)
         self.outbox = outbox
         self._own_files = [outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)]
         self._link = link
         self._changed = asyncio.Event()
+        self._commands = ModelCommands(self.models, self._changed.set)
+        self.machine = Machine(home.root)
+        self._is_reading = False
         self.deliveries = Deliveries(outbox)
         self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
         self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
@@ -94,8 +100,8 @@ class HiveService:
         return {
             WorkerSpawn: self._told(self.worker_spawn),
             WorkerStop: self._told(self.worker_stop),
-            ModelDownload: self._told(self.model_download),
-            ModelDelete: self._told(self.model_delete),
+            ModelDownload: self._told(self._commands.model_download),
+            ModelDelete: self._told(self._commands.model_delete),
             HiveCheck: self._told(self.hive_check),
         }
 
@@ -125,6 +131,7 @@ class HiveService:
                 name = f"{self.hive_id}/{path.name}"
                 self._own_files += self.deliveries.deliver_rest(path, [(name, path)], goes_first=True)
         await self.models.clean()
+        self.deliveries.own(self._ask_engine())
         self._returning.find_again()
         for record in await self._unended():
             await self._go_on(record)
@@ -136,6 +143,10 @@ class HiveService:
             await self.runner.cancel(record.job_id)
             if isinstance(operation, WorkerSpawn):
                 self.deliveries.own(self.workers.stop_if_there(operation.worker_id or ""))
+
+    def _spared_models(self) -> set[str]:
+        """Return the models that are never removed to make room: in use, pinned or preloaded."""
+        return self._pinned | {worker.model for worker in self.workers.infos()}
 
     def _told_sizes(self) -> dict[str, int]:
         """Return up to which sizes our files that are not delivered yet tell what was said so far."""
@@ -189,7 +200,10 @@ class HiveService:
 
     async def heartbeat(self) -> Heartbeat:
         """Return the whole truth about this hive as it is now."""
-        machine, devices, models = await asyncio.to_thread(self._look_around)
+        machine, devices, models, unusable = await asyncio.to_thread(self._look_around)
+        if not self._is_reading and any(model.facts is None for model in models):
+            self._is_reading = True
+            self.deliveries.own(self._read_headers())
         return Heartbeat(
             boot_id=self.boot_id,
             store_id=self.registry.store.store_id,
@@ -197,13 +211,31 @@ class HiveService:
             version=__version__,
             machine=machine,
             devices=devices,
-            models=models,
+            models=[model.info() for model in models],
             workers=self.workers.infos(),
+            downloads=self._commands.downloads(),
+            unusable_models=list(unusable),
+            workers_max=self.settings.workers_max,
         )
 
-    def _look_around(self) -> tuple[MachineInfo, list[DeviceInfo], list[ModelInfo]]:
-        models = [model.info() for model in self.models.list()]
-        return machine_info(self.home.root), list_devices(), models
+    def _look_around(
+        self,
+    ) -> tuple[MachineInfo, list[DeviceInfo], Sequence[LocalModel], Sequence[UnusableModel]]:
+        return self.machine.info(), self.machine.devices(), *self.models.survey()
+
+    async def _ask_engine(self) -> None:
+        await self.machine.ask_engine()
+        self._changed.set()
+
+    async def _read_headers(self) -> None:
+        """Read the headers that were not read yet, one after another; heartbeats go on meanwhile."""
+        try:
+            for model in await asyncio.to_thread(self.models.unread):
+                with contextlib.suppress(ModelInvalidError):  # it is told of as unusable
+                    await self.models.facts(model)
+        finally:
+            self._is_reading = False
+            self._changed.set()
 
     def _say_away(self, error: RbeeError) -> None:
         if not self._is_away:
@@ -225,14 +257,16 @@ class HiveService:
         if job.record.worker_id is not None:  # an earlier boot had begun to start it
             await self.workers.until_ready(worker_id)
             return {"worker_id": worker_id, "hive_id": self.hive_id}
-        await self._check_device(operation.device)
+        await self._check_device(operation.device, operation.engine)
         model = self.models.find(operation.model)
         if model is None:
             raise ModelNotFoundError(
                 f"{operation.model} is not on the disk of {self.hive_id}, or is no model file.",
                 remedy=f"Pull it first: rbee models pull {operation.model}.",
             )
-        needed_bytes = self._check_memory(operation, await finish_in_thread(read_header, model.path))
+        model = await self.models.facts(model)
+        self.models.note_use(model)
+        needed_bytes = self._check_memory(operation, model)
         wanted = WorkerWanted(
             worker_id=worker_id,
             model=model,
@@ -250,20 +284,25 @@ class HiveService:
         await self.workers.start(wanted, self.hive_id)
         return {"worker_id": worker_id, "hive_id": self.hive_id}
 
-    async def _check_device(self, device: str | None) -> None:
+    async def _check_device(self, device: str | None, engine: str) -> None:
         if device is None:
             return
-        names = [found.device for found in await asyncio.to_thread(list_devices)]
+        devices = await asyncio.to_thread(self.machine.devices)
+        names = [found.device for found in devices]
         if device not in names:
             raise InvalidRequestError(
                 f"{self.hive_id} has no device `{device}`{nearest(device, names)}. It has: {', '.join(names)}.",
                 param="device",
             )
+        found = devices[names.index(device)]
+        if engine == "llama_cpp" and not found.is_usable:
+            raise InvalidRequestError(f"{device} of {self.hive_id} cannot be used: {found.note}", param="device")
 
-    def _check_memory(self, operation: WorkerSpawn, header: GgufHeader) -> int:
+    def _check_memory(self, operation: WorkerSpawn, model: LocalModel) -> int:
         """Return about how many bytes the worker will take; refuse one that there is no room for."""
-        needed = memory_of(header).needed_bytes(operation.context_tokens, operation.slots)
-        free = machine_info(self.home.root).memory_free_bytes
+        assert model.facts is not None
+        needed = model.facts.memory.needed_bytes(operation.context_tokens, operation.slots)
+        free = self.machine.info().memory_free_bytes
         if needed > free:
             raise NoCapacityError(
                 f"{operation.model} with {operation.slots} slots of {operation.context_tokens} tokens needs "
@@ -284,65 +323,11 @@ class HiveService:
                 await self.workers.stop(worker_id)
             narrate("hive_worker_stopped", f"{worker_id} and everything it started are gone.")
 
-    async def model_download(self, job: RunningJob) -> dict[str, Any]:
-        """Bring a model to this machine, telling how far it is."""
-        assert isinstance(job.operation, ModelDownload)
-        ref = job.operation.model
-        with scope(model=ref):
-            is_new = self.models.find(ref) is None
-            if is_new:
-                narrate("model_download", f"Downloading {ref}.", hive_job_id=job.job_id, done_bytes=0)
-            model = await self.models.pull(ref, _progress_teller(ref, job.job_id))
-            size_mb = model.size_bytes / 1e6
-            outcome = "is here" if is_new else "was here already"
-            narrate(
-                "model_download",
-                f"{ref} {outcome} ({size_mb:.0f} MB), its digest checked.",
-                hive_job_id=job.job_id,
-                done_bytes=model.size_bytes,
-                total_bytes=model.size_bytes,
-            )
-        self._changed.set()
-        return {"model": ref, "bytes": model.size_bytes, "sha256": model.sha256}
-
-    async def model_delete(self, job: RunningJob) -> dict[str, Any]:
-        """Remove a model's file from this machine."""
-        assert isinstance(job.operation, ModelDelete)
-        ref = job.operation.model
-        found = self.models.find(ref)
-        if found is not None or not job.is_resumed:
-            await self.models.remove(ref)
-        self._changed.set()
-        return {"model": ref, "bytes": found.size_bytes if found else 0}
-
     async def hive_check(self, job: RunningJob) -> None:
         """Say as many sentences as were asked for."""
         assert isinstance(job.operation, HiveCheck)
         for number in range(1, job.operation.lines + 1):
             narrate("hive_check", f"Sentence {number} of {job.operation.lines}.", number=number)
-
-
-def _progress_teller(ref: str, hive_job_id: str) -> Callable[[int, int | None], None]:
-    """Return a function that narrates a download's progress, at most four times a second."""
-    loop = asyncio.get_running_loop()
-    told_at = loop.time()
-
-    def tell(done_bytes: int, total_bytes: int | None) -> None:
-        nonlocal told_at
-        now = loop.time()
-        if now - told_at < PROGRESS_EVERY_S:
-            return
-        told_at = now
-        share = f" of {total_bytes / 1e6:.0f}" if total_bytes else ""
-        narrate(
-            "model_download",
-            f"{done_bytes / 1e6:.0f}{share} MB of {ref}.",
-            hive_job_id=hive_job_id,
-            done_bytes=done_bytes,
-            total_bytes=total_bytes,
-        )
-
-    return tell
 
 
 def read_hive_id(home: Home) -> str:

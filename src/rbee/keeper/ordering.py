@@ -1,11 +1,14 @@
-"""Submit an operation that is no question to a model, and draw its log: pull, rm, spawn, stop."""
+"""Submit operations that are no question to a model, and draw their logs: pull, rm, spawn, stop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rbee.client import JobClient
+from rbee.contracts.operations import Operation
+from rbee.errors import RbeeError
 from rbee.keeper.answering import ask, client_of
 from rbee.keeper.asking import operation
 from rbee.keeper.local_stack import ensure_queen, require_queen
@@ -23,15 +26,31 @@ def order(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Run an operation to its end and return the exit code.
+    """Run an operation to its end and return the exit code (see `order_all`)."""
+    return order_all(settings, name, [fields], starts_stack=starts_stack, quiet=quiet, as_json=as_json)
+
+
+def order_all(
+    settings: KeeperSettings,
+    name: str,
+    wishes: Sequence[Mapping[str, Any]],
+    *,
+    starts_stack: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run operations of one name beside each other to their ends, and return the worst exit code.
+
+    One that is refused or fails does not hold up the others.
 
     Args:
+        wishes: The fields of each operation.
         starts_stack: Start queen and hive where none runs.
 
     Raises:
-        RbeeError: It was refused, or the queen cannot be had.
+        RbeeError: A value that the operation does not take, or the queen cannot be had.
     """
-    wanted = operation(name, **fields)
+    operations = [operation(name, **fields) for fields in wishes]
     screen = Screen(quiet=quiet, as_json=as_json)
 
     async def main(stop: asyncio.Event) -> int:
@@ -40,6 +59,14 @@ def order(
         else:
             url = require_queen(settings)
         async with client_of(settings, url, screen) as client:
-            return await ask(client, wanted, screen, stop)
+            return max(await asyncio.gather(*(_ask_one(client, each, screen, stop) for each in operations)))
 
     return run_stoppable(main)
+
+
+async def _ask_one(client: JobClient, wanted: Operation, screen: Screen, stop: asyncio.Event) -> int:
+    try:
+        return await ask(client, wanted, screen, stop)
+    except RbeeError as error:
+        screen.error(error)
+        return error.exit_code

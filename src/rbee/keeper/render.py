@@ -76,6 +76,8 @@ class Screen:
                 self.answer(str(event.get("text", "")))
         elif kind == "narration":
             self.narrate(event)
+        elif kind == "end":
+            self._downloads.forget(str(event.get("job_id") or ""))
         elif kind == "gap":
             self.narrate({"actor": "queen", "action": "queen_gap", "message": _gap(event)})
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from rbee import __version__
 from rbee.contracts.heartbeats import Cursors, Heartbeat, HeartbeatAnswer
 from rbee.contracts.ids import is_id
+from rbee.contracts.model_settings import SettingsInForce
 from rbee.contracts.operations import parse_operation
 from rbee.contracts.strict import decode_strict
 from rbee.contracts.views import HiveView, Page, Status, WorkerView
@@ -69,6 +70,13 @@ class QueenRoutes:
                 summary="One hive.",
                 result=HiveView,
                 errors=(NotFoundError,),
+            ),
+            Route(
+                method="GET",
+                path="/v1/model-settings",
+                endpoint=self.model_settings,
+                summary="Aliases, the settings of single models, and the defaults of the others.",
+                result=SettingsInForce,
             ),
             Route(
                 method="GET",
@@ -154,6 +162,10 @@ class QueenRoutes:
         """Show one hive."""
         book = self._service.book
         return hive_view(book, book.hive(request.path_params["hive_id"]), self._service.workers)
+
+    async def model_settings(self, request: Request) -> SettingsInForce:
+        """Show what models are loaded and asked with."""
+        return self._service.settings_in_force()
 
     async def workers(self, request: Request) -> Page[WorkerView]:
         """Show all workers."""

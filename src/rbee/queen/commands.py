@@ -17,7 +17,7 @@ from rbee.contracts.operations import (
     WorkerStop,
 )
 from rbee.contracts.states import HiveState, Phase
-from rbee.errors import NoCapacityError
+from rbee.errors import InvalidRequestError, NoCapacityError
 from rbee.jobs import RunningJob
 from rbee.jobs.runner import Handler
 from rbee.queen.dispatch import Dispatcher
@@ -67,8 +67,28 @@ class Commands:
         """Hand the operation to a hive and wait for its end there."""
         operation = job.operation
         assert isinstance(operation, (HiveCheck, ModelDownload, ModelDelete))
+        if isinstance(operation, (ModelDownload, ModelDelete)):  # what an alias stands for
+            operation = msgspec.structs.replace(operation, model=job.record.model or operation.model)
         phase = Phase.DOWNLOADING_MODEL if isinstance(operation, ModelDownload) else None
-        return await self._forward(job, self._choose(operation.hive_id).hive_id, operation, phase)
+        hive_id = operation.hive_id
+        if hive_id is None and isinstance(operation, ModelDelete):
+            hive_id = self._holder(operation.model)
+        return await self._forward(job, self._choose(hive_id).hive_id, operation, phase)
+
+    def _holder(self, model: str) -> str | None:
+        """Return the one hive that has a model, whole or not; None where none has.
+
+        Raises:
+            InvalidRequestError: Several have it.
+        """
+        holders = [hive.hive_id for hive in self._book.hives() if model in _models_of(hive)]
+        if len(holders) > 1:
+            raise InvalidRequestError(
+                f"Several hives have {model}: {', '.join(holders)}.",
+                remedy="Name one of them (--hive).",
+                param="hive_id",
+            )
+        return holders[0] if holders else None
 
     async def worker_stop(self, job: RunningJob) -> dict[str, Any]:
         """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it."""
@@ -97,7 +117,8 @@ class Commands:
         hive_id = self._choose(operation.hive_id).hive_id
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
-        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"))
+        model = job.record.model or operation.model  # what an alias stands for
+        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"), model=model)
         worker_id = await self._starter.start(hive_id, wanted, job.job_id)
         return {"worker_id": worker_id, "hive_id": hive_id}
 
@@ -136,3 +157,8 @@ class Commands:
         if not live:
             raise NoCapacityError(f"No hive can be reached: {why_no_hive(list(self._dispatcher.inventory()))}.")
         return max(live, key=lambda hive: hive.heartbeat.machine.memory_free_bytes)
+
+
+def _models_of(hive: Hive) -> set[str]:
+    beat = hive.heartbeat
+    return {found.model for found in beat.models} | {found.model for found in beat.unusable_models}

@@ -169,5 +169,9 @@ def hive_view(book: HiveBook, hive: Hive, workers: WorkerBook) -> HiveView:
             worker_view(worker, workers) for worker in book.workers() if worker.hive.hive_id == hive.hive_id
         ],
         "last_heartbeat_s": round(book.silent_s(hive), 3),
+        "engines": beat.engines,
+        "downloads": beat.downloads,
+        "unusable_models": beat.unusable_models,
+        "workers_max": beat.workers_max,
     }
     return HiveView(**values)

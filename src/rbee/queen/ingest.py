@@ -14,10 +14,12 @@ from msgspec import Struct
 from rbee.contracts.events import MAX_LINE_BYTES, NewEvent, SourceLine
 from rbee.contracts.heartbeats import SourceHeader
 from rbee.contracts.stretches import Piece, split
+from rbee.contracts.views import Progress
 from rbee.errors import InvalidRequestError
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import Entry, Run, SourceBatch, WorkerRecord
 from rbee.queen.claims import Speaker, hear, hear_together, lost_stretch, refused_stretch
+from rbee.queen.download_progress import note_progress, progress_of
 from rbee.queen.worker_exits import kept_exit
 from rbee.queen.workers import WorkerBook
 
@@ -46,6 +48,7 @@ class _Read(Struct):
     batch: SourceBatch
     believed: list[tuple[str, SourceLine]] = []
     strays: list[tuple[str, SourceLine]] = []
+    progress: dict[str, Progress] = {}
 
 
 def parse_batch(body: bytes) -> Iterator[Stretch]:
@@ -112,6 +115,8 @@ class Ingest:
                 reads.append(read)
         cursors |= await self._commit([read.batch for read in reads])
         self._act(hive_id, reads)  # whatever else fails: the batch will not come again
+        for job_id, progress in [item for read in reads for item in read.progress.items()]:
+            await note_progress(self._registry, job_id, progress)
         if refused:
             await self._registry.append(hive_id, refused)
         await self._workers.settle()
@@ -164,7 +169,7 @@ def _read(
     judge = _Judge(speaker, workers, observed_ts)
     next_cursor, next_part = judge.take(stretch.data[cursor - header.offset :], cursor, part)
     batch = SourceBatch(header.source, cursor, next_cursor, next_part, judge.entries, judge.ended)
-    return _Read(batch, judge.believed, judge.strays)
+    return _Read(batch, judge.believed, judge.strays, judge.progress)
 
 
 class _Judge:
@@ -178,6 +183,7 @@ class _Judge:
         self.believed: list[tuple[str, SourceLine]] = []
         self.strays: list[tuple[str, SourceLine]] = []
         self.ended: list[WorkerRecord] = []
+        self.progress: dict[str, Progress] = {}
 
     def take(self, data: bytes, offset: int, part: int) -> tuple[int, int]:
         """Decide about all of `data`; returns offset and part behind it."""
@@ -212,6 +218,8 @@ class _Judge:
             self.entries.append(heard.entry)
             if heard.line is not None and heard.line.job_id is not None and not speaker.is_hive:
                 self.believed.append((speaker.log_id, heard.line))
+            if speaker.is_hive and heard.line is not None and (progress := progress_of(heard.line)) is not None:
+                self.progress[heard.entry.log_id] = progress
             if heard.stray is not None and not speaker.is_hive:
                 self.strays.append((speaker.log_id, heard.stray))
 

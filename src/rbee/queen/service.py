@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from rbee.contracts.ids import new_correlation_id, new_id
-from rbee.contracts.model_settings import ModelTable
+from rbee.contracts.model_settings import ModelTable, SettingsInForce
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
 from rbee.errors import RbeeError, UnavailableError
@@ -161,7 +161,18 @@ class QueenService:
             return None
         model = self.models.resolve(model)
         known = {found.model for hive in self.book.hives() for found in hive.heartbeat.models}
-        return model if model in known else parse_model_ref(model).text
+        return model if model in known else parse_model_ref(model, {*self.models.aliases, *known}).text
+
+    def settings_in_force(self) -> SettingsInForce:
+        """Return what this queen goes by when she places a model."""
+        own = self.settings
+        return SettingsInForce(
+            model=own.model,
+            slots=own.slots,
+            context_tokens=own.context_tokens,
+            keep_alive_s=own.keep_alive_s,
+            table=self.models,
+        )
 
     # On its own
 

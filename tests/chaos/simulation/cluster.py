@@ -17,10 +17,11 @@ from rbee.contracts.heartbeats import DeviceInfo, MachineInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id
 from rbee.contracts.models import KNOWN_MODELS, parse_model_ref
+from rbee.hive import machine as hive_machine
 from rbee.hive import outbox as outbox_module
-from rbee.hive import service as hive_service
 from rbee.hive.app import make_app as make_hive_app
 from rbee.hive.catalog import directory_name
+from rbee.hive.gguf import facts_of, read_header
 from rbee.hive.outbox import Outbox
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
@@ -60,6 +61,7 @@ def make_models(directory: Path) -> Path:
         place = directory / directory_name(parse_model_ref(text))
         place.mkdir(parents=True)
         (place / "model.gguf").write_bytes(data)
+        facts = facts_of(read_header(place / "model.gguf"))  # or the first run alone would write them down
         known = KNOWN_MODELS.get(text)
         manifest = {
             "ref": text,
@@ -68,6 +70,7 @@ def make_models(directory: Path) -> Path:
             "source": "known" if known else "hub",
             "origin": "here",
             "pulled_at": "2026-01-01T00:00:00Z",
+            "facts": facts,
         }
         (place / "model.json").write_bytes(msgspec.json.encode(manifest))
     return directory
@@ -289,8 +292,8 @@ def machines_of(cluster: Cluster) -> Any:
     """Let hives see the simulated machines' memory and devices."""
     cpu = DeviceInfo(device="cpu", name="simulated", memory_bytes=16 * GIB, memory_free_bytes=8 * GIB)
     with (
-        replaced(hive_service, "machine_info", lambda path: cluster.look_around()),
-        replaced(hive_service, "list_devices", lambda: [cpu]),
+        replaced(hive_machine, "machine_info", lambda path: cluster.look_around()),
+        replaced(hive_machine, "list_devices", lambda: [cpu]),
         replaced(outbox_module, "SOURCE_BYTES_MAX", cluster.pace.source_bytes_max),
         replaced(outbox_module, "BATCH_BYTES_MAX", 4 * cluster.pace.source_bytes_max),
         replaced(routes, "openapi", lambda table, title: {}),  # takes long to describe, and nobody reads it here

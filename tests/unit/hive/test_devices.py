@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rbee.hive.devices import list_devices, machine_info, memory_bytes, visible_gpus
+from rbee.hive.devices import list_devices, machine_info, memory_bytes, sysfs_gpus, visible_gpus
 
 GPUS = ["GPU-aaaa-1", "GPU-bbbb-2", None, "GPU-abcd-4"]
 
@@ -71,3 +71,47 @@ def test_memory_without_limit_is_the_machine_s(tmp_path: Path) -> None:
 )
 def test_visible_gpus_follow_cuda_s_rules(visible: str | None, expected: list[int]) -> None:
     assert visible_gpus(visible, GPUS) == expected
+
+
+def card(directory: Path, number: int, address: str, **files: str) -> None:
+    """Lay a graphics card into a tree like sysfs; `device_` is a file of that name beside the others."""
+    device = directory / "devices" / address
+    device.mkdir(parents=True)
+    for name, text in files.items():
+        (device / name.rstrip("_")).write_text(text + "\n")
+    place = directory / "drm" / f"card{number}"
+    place.mkdir(parents=True)
+    (place / "device").symlink_to(device)
+    (directory / "drm" / f"card{number}-HDMI-A-1").mkdir()
+
+
+AMD_CARD = {"vendor": "0x1002", "device_": "0x744c", "mem_info_vram_total": str(24 * 2**30)}
+
+
+def test_cards_of_amd_and_intel_are_read_from_sysfs(tmp_path: Path) -> None:
+    """Each with its memory; NVIDIA's are left to its driver."""
+    card(tmp_path, 0, "0000:01:00.0", vendor="0x10de", device_="0x2684")
+    card(tmp_path, 1, "0000:03:00.0", **AMD_CARD, mem_info_vram_used=str(4 * 2**30), product_name="Radeon")
+    card(tmp_path, 2, "0000:04:00.0", **AMD_CARD)
+    card(tmp_path, 10, "0000:05:00.0", vendor="0x8086", device_="0x56a0")
+    (tmp_path / "drm" / "card10" / "lmem_total_bytes").write_text(str(16 * 2**30))
+    found = sysfs_gpus(tmp_path / "drm")
+    assert [
+        (gpu.device, gpu.name, gpu.memory_bytes // 2**30, gpu.memory_free_bytes // 2**30) for gpu in found
+    ] == [
+        ("rocm:0", "Radeon", 24, 20),
+        ("rocm:1", "AMD GPU 744c", 24, 24),
+        ("intel:0", "Intel GPU 56a0", 16, 16),
+    ]
+
+
+def test_graphics_within_a_processor_are_no_device(tmp_path: Path) -> None:
+    card(tmp_path, 0, "0000:00:02.0", vendor="0x8086", device_="0x9bc5")
+    card(tmp_path, 1, "0000:07:00.0", vendor="0x1002", device_="0x1638", mem_info_vram_total=str(512 * 2**20))
+    assert sysfs_gpus(tmp_path / "drm") == []
+
+
+def test_sysfs_that_is_not_there_or_unreadable_has_no_devices(tmp_path: Path) -> None:
+    assert sysfs_gpus(tmp_path / "none") == []
+    card(tmp_path, 0, "0000:03:00.0", vendor="junk")
+    assert sysfs_gpus(tmp_path / "drm") == []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.errors import ModelInvalidError
-from rbee.hive.gguf import GgufHeader, memory_of, read_header
+from rbee.hive.gguf import GgufHeader, ModelFacts, facts_of, memory_of, purpose_of, read_header
 from rbee.testing.tiny_gguf import LLAMA, tiny_gguf
 
 WHOLE = tiny_gguf()
@@ -46,6 +46,7 @@ def test_header_of_whole_file_says_what_the_model_is(tmp_path: Path) -> None:
         value_length=16,
         vocabulary_size=3,
         has_chat_template=True,
+        pooling_type=None,
         tensor_count=1,
         file_size_bytes=len(WHOLE),
     )
@@ -191,3 +192,31 @@ def test_any_bytes_behind_the_magic_are_refused(tmp_path_factory: pytest.TempPat
     path.write_bytes(b"GGUF\x03\0\0\0" + junk)
     with pytest.raises(ModelInvalidError):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "purpose"),
+    [
+        ({}, "generate"),
+        ({"llama.pooling_type": 0}, "generate"),
+        ({"llama.pooling_type": 3}, "embed"),
+        ({"llama.pooling_type": 4}, "rerank"),
+        ({"general.architecture": "nomic-bert"}, "embed"),
+        ({"general.architecture": "bert", "bert.pooling_type": 4}, "rerank"),
+    ],
+)
+def test_purpose_is_read_from_the_header(tmp_path: Path, values: dict[str, int | str], purpose: str) -> None:
+    """A model that ranks is a reranker, whatever it is built like; one that pools, or is a BERT, embeds."""
+    assert purpose_of(read(tmp_path, tiny_gguf(LLAMA | values))) == purpose
+
+
+def test_facts_are_what_a_heartbeat_tells(tmp_path: Path) -> None:
+    header = read(tmp_path, WHOLE)
+    assert facts_of(header) == ModelFacts(
+        architecture="llama",
+        quantization="Q8_0",
+        context_tokens=2048,
+        has_chat_template=True,
+        purpose="generate",
+        memory=memory_of(header),
+    )

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
+from rbee.contracts.heartbeats import DeviceInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id, new_id
-from rbee.contracts.operations import HiveCheck, WorkerSpawn, WorkerStop
+from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import UnavailableError
 from rbee.hive.app import submit
@@ -18,9 +19,12 @@ from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
 from rbee.jobs import JobRegistry
+from rbee.jobs.store import all_jobs
 from rbee.narration import FileSink, configure
 from rbee.narration.emit import captured_narration
+from rbee.testing.tiny_gguf import tiny_gguf
 from tests.unit.hive.small_queen import SmallQueen, small_queen, until
+from tests.unit.hive.test_model_store import REF, older_model
 
 
 class Hive:
@@ -30,7 +34,7 @@ class Hive:
         self.service = service
         self.queen = queen
 
-    async def run(self, operation: HiveCheck | WorkerStop, **values: str) -> JobState:
+    async def run(self, operation: HiveCheck | WorkerStop | WorkerSpawn, **values: str) -> JobState:
         """Give a command and wait for its end."""
         record = await self.service.registry.create(operation, correlation_id="c", **values)  # type: ignore[arg-type]
         job = self.service.runner.launch(record, operation)
@@ -170,13 +174,95 @@ async def test_heartbeats_tell_the_whole_truth_and_come_back_after_the_queen_was
     assert (beat.boot_id, beat.url, beat.workers) == (hive.service.boot_id, "http://hive", [])
 
 
+async def pulled(hive: Hive, operation: ModelDownload | ModelDelete) -> JobState:
+    """Give a command about models and wait for its end."""
+    record = await hive.service.registry.create(operation, correlation_id="c")
+    job = hive.service.runner.launch(record, operation)
+    assert job.task is not None
+    await job.task
+    return (await hive.service.registry.get(record.job_id)).state
+
+
+async def test_heartbeats_tell_what_headers_say_also_of_older_manifests_and_go_on_meanwhile(
+    hive: Hive, tmp_path: Path
+) -> None:
+    """The first one does not wait for the header, and a later one tells it."""
+    older_model(tmp_path / "models")
+    [unread] = (await hive.service.heartbeat()).models
+    assert unread.quantization is None
+    beating = asyncio.ensure_future(hive.service.run_heartbeats())
+    await until(lambda: any(model.quantization for beat in hive.queen.heartbeats for model in beat.models))
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+    [model] = hive.queen.heartbeats[-1].models
+    assert (model.quantization, model.context_tokens, model.purpose) == ("Q8_0", 2048, "generate")
+    assert model.memory is not None
+
+
+async def test_heartbeats_tell_a_damaged_file_with_its_fault_and_not_as_a_model(
+    hive: Hive, tmp_path: Path
+) -> None:
+    older_model(tmp_path / "models", b"GGUF" + bytes(400))
+    beating = asyncio.ensure_future(hive.service.run_heartbeats())
+    await until(lambda: any(beat.unusable_models for beat in hive.queen.heartbeats))
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+    beat = hive.queen.heartbeats[-1]
+    assert (beat.models, [broken.model for broken in beat.unusable_models]) == ([], [REF])
+
+
+async def test_file_in_place_is_told_of_once_it_was_asked_for(hive: Hive, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(tiny_gguf())
+    assert (await hive.service.heartbeat()).models == []
+    assert await pulled(hive, ModelDownload(model=str(path))) is JobState.COMPLETED
+    [model] = (await hive.service.heartbeat()).models
+    assert (model.model, model.path, model.quantization, model.sha256) == (str(path), str(path), "Q8_0", None)
+
+
+async def test_removal_tells_what_became_free(hive: Hive, tmp_path: Path) -> None:
+    older_model(tmp_path / "models")
+    assert await pulled(hive, ModelDelete(model=REF)) is JobState.COMPLETED
+    assert (await hive.service.heartbeat()).models == []
+    assert await pulled(hive, ModelDelete(model=REF)) is JobState.FAILED
+
+
+async def test_resumed_removal_of_what_is_gone_completes(hive: Hive, registry: JobRegistry) -> None:
+    """The earlier boot had removed it and could not say so."""
+    job_id = (await registry.create(ModelDelete(model=REF), correlation_id="c")).job_id
+    await registry.start(job_id, owner="an earlier boot")
+
+    await hive.service.open()
+    await asyncio.gather(*(job.task for job in list(hive.service.runner.running.values()) if job.task))
+
+    assert (await registry.get(job_id)).state is JobState.COMPLETED
+
+
+async def test_worker_on_a_device_that_the_engine_cannot_use_is_refused_with_what_to_install(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = DeviceInfo(
+        device="cuda:0", name="x", memory_bytes=1, memory_free_bytes=1, is_usable=False, note="install a build."
+    )
+    monkeypatch.setattr(hive.service.machine, "devices", lambda: [gpu])
+    operation = WorkerSpawn(model=REF, worker_id=new_id("worker"), device="cuda:0")
+    assert await hive.run(operation) is JobState.FAILED
+    [failed] = await all_jobs(hive.service.registry.store, JobState.FAILED)
+    assert (failed.message or "").endswith("cannot be used: install a build.")
+
+
+async def test_limit_of_workers_is_told(hive: Hive) -> None:
+    hive.service.settings = msgspec.structs.replace(hive.service.settings, workers_max=2)
+    assert (await hive.service.heartbeat()).workers_max == 2
+
+
 async def test_heartbeats_end_loudly_when_the_hive_cannot_look_at_itself(
     hive: Hive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
         raise PermissionError("the models")
 
-    monkeypatch.setattr(hive.service.models, "list", broken)
+    monkeypatch.setattr(hive.service.models, "survey", broken)
 
     with pytest.raises(PermissionError):
         async with asyncio.timeout(5):

@@ -24,7 +24,7 @@ async def test_pull_of_a_path_uses_the_file_where_it_is(tmp_path: Path) -> None:
         None,
     )
     assert store.find(str(path)) == model
-    assert store.list() == []
+    assert store.list() == [model]
     assert not (tmp_path / "models").exists()
 
 

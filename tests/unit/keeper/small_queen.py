@@ -66,6 +66,12 @@ class SmallQueen:
         """List the one hive."""
         return web.json_response({"data": [HIVE], "next": None})
 
+    async def model_settings(self, request: web.Request) -> web.Response:
+        """Tell of one alias, and of one model's settings."""
+        table = {"aliases": {"small": "smollm2:135m"}, "models": {"smollm2:135m": {"slots": 2}}}
+        own = {"model": "smollm2:135m", "slots": 4, "context_tokens": 4096, "keep_alive_s": 300.0, "table": table}
+        return web.json_response(own)
+
     async def jobs(self, request: web.Request) -> web.Response:
         """List the one job."""
         return web.json_response({"data": [job_view()], "next": None})
@@ -110,6 +116,7 @@ class SmallQueen:
             web.delete("/v1/jobs/{job_id}", self.cancel),
             web.get("/v1/jobs/{job_id}/stream", self.stream),
             web.get("/v1/hives", self.hives),
+            web.get("/v1/model-settings", self.model_settings),
             web.get("/v1/workers/{worker_id}/events", self.log_page),
         ]
 
@@ -147,7 +154,17 @@ HIVE = {
         "memory_free_bytes": 4_000_000_000,
         "disk_free_bytes": 1,
     },
-    "devices": [{"device": "cpu", "name": "CPU", "memory_bytes": 1, "memory_free_bytes": 1}],
+    "devices": [
+        {"device": "cpu", "name": "CPU", "memory_bytes": 1, "memory_free_bytes": 1},
+        {
+            "device": "cuda:0",
+            "name": "A card",
+            "memory_bytes": 2,
+            "memory_free_bytes": 2,
+            "is_usable": False,
+            "note": "install a build for it",
+        },
+    ],
     "models": [{"model": "smollm2:135m", "size_bytes": 98_362_432, "path": "/m/x.gguf"}],
     "workers": [],
     "last_heartbeat_s": 0.4,

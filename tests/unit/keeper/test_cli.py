@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,8 @@ def test_help_and_version_exit_0(arguments: list[str], home: Path) -> None:
         ["hives", "list"],
         ["hives", "show", "hive-1"],
         ["models", "list"],
+        ["models", "show", "smollm2:135m"],
+        ["models", "recommend"],
         ["models", "rm", "smollm2:135m"],
         ["logs", "--worker", "worker-1"],
     ],
@@ -154,7 +157,16 @@ def test_jobs_are_listed_in_plain_columns_off_a_terminal(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    "arguments", [["jobs", "list"], ["jobs", "show", JOB_ID], ["hives", "list"], ["models", "list"]]
+    "arguments",
+    [
+        ["jobs", "list"],
+        ["jobs", "show", JOB_ID],
+        ["hives", "list"],
+        ["hives", "show", "hive-1"],
+        ["models", "list"],
+        ["models", "show", "small"],
+        ["models", "recommend"],
+    ],
 )
 def test_reading_command_writes_json_when_asked(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """One document on one line."""
@@ -166,15 +178,47 @@ def test_reading_command_writes_json_when_asked(arguments: list[str], capsys: py
 
 
 def test_models_of_each_hive_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Name, size, hive, path."""
+    """With what their headers say, a dash where that is not known yet."""
     with small_queen() as queen:
         assert main(["models", "list", "--queen", queen.url]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split("  ") == [
-        "smollm2:135m",
-        "98.4 MB",
-        "hive-1",
-        "/m/x.gguf",
-    ]
+    model, *rest = capsys.readouterr().out.splitlines()[1].split("  ")
+    told = [cell.strip() for cell in rest if cell]
+    assert (model, told) == ("smollm2:135m", ["on disk", "98.4 MB", *"-----"])
+
+
+def test_model_is_shown_with_what_is_known_of_it_and_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with small_queen() as queen:
+        assert main(["models", "show", "small", "--queen", queen.url]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^model +smollm2:135m$", shown, re.MULTILINE)
+    assert re.search(r"^aliases +small$", shown, re.MULTILINE)
+    assert re.search(r"^setting slots +2$", shown, re.MULTILINE)
+    assert re.search(r"^setting context_tokens +4096$", shown, re.MULTILINE)
+    assert re.search(r"^  path +/m/x.gguf$", shown, re.MULTILINE)
+
+
+def test_model_nobody_knows_is_not_found_and_the_nearest_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with small_queen() as queen:
+        assert main(["models", "show", "smal", "--queen", queen.url]) == 2
+    assert "did you mean `small`?" in capsys.readouterr().err
+
+
+def test_recommendation_ends_with_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The one device of that hive has a byte of memory, so nothing fits it."""
+    with small_queen() as queen:
+        assert main(["models", "recommend", "--queen", queen.url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "No model fits a device as it is now: stop a worker, or use fewer slots or a shorter context."
+    )
+
+
+def test_hive_is_shown_with_its_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    with small_queen() as queen:
+        assert main(["hives", "show", "hive-1", "--queen", queen.url]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^memory +4\.0 GB free of 8\.0 GB$", shown, re.MULTILINE)
+    assert re.search(r"^cpu +CPU +1 B +1 B +yes$", shown, re.MULTILINE)
+    assert re.search(r"^cuda:0 +A card +2 B +2 B +no: install a build for it$", shown, re.MULTILINE)
 
 
 def test_hive_nobody_knows_is_not_found(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,14 +156,17 @@ def _close_broken(stream: TextIO) -> None:
         stream.close()
 
 
-def download(done: int, total: int | None = 1000, message: str = "") -> dict[str, Any]:
-    fields = {"done_bytes": done, "total_bytes": total}
+def download(
+    done: int, total: int | None = 1000, message: str = "", model: str = "m", *, is_done: bool = False
+) -> dict[str, Any]:
+    fields = {"done_bytes": done, "total_bytes": total} | ({"is_done": True} if is_done else {})
     return {
         "kind": "narration",
         "actor": "hive",
         "action": "model_download",
         "message": message or f"{done}",
-        "model": "m",
+        "model": model,
+        "job_id": f"job-{model}",
         "fields": fields,
     }
 
@@ -190,13 +193,45 @@ def test_download_on_a_terminal_is_a_bar_that_gives_way(monkeypatch: pytest.Monk
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     screen = Screen(io.StringIO(), terminal.stream)
-    for event in (download(100), READY, download(500), download(1000, message="Here.")):
+    for event in (
+        download(100),
+        READY,
+        download(500),
+        download(1000),
+        download(1000, message="Here.", is_done=True),
+    ):
         screen.show(event)
     drawn = terminal.read()
     assert "10 %" in drawn
     assert "50 %" in drawn
     assert "model_download: 100" not in drawn
+    assert "model_download: 1000" not in drawn
     assert drawn.endswith("[hive      ] model_download: Here.\n")
+
+
+def test_end_of_a_download_is_told_whatever_was_told_before() -> None:
+    err = io.StringIO()
+    screen = Screen(io.StringIO(), err)
+    for event in (download(1000), download(1000, message="Here.", is_done=True)):
+        screen.show(event)
+    assert err.getvalue().splitlines()[1] == "[hive      ] model_download: Here."
+
+
+def test_several_downloads_on_a_terminal_have_a_bar_each_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is said between, all that have not ended are drawn again; one that failed is not."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    screen = Screen(io.StringIO(), terminal.stream)
+    for event in (download(110, model="one"), download(220, model="two"), download(330, model="three")):
+        screen.show(event)
+    screen.show(download(1000, message="One is here.", model="one", is_done=True))
+    screen.show({"kind": "end", "state": "failed", "job_id": "job-two"})
+    terminal.stream.write("MARK")
+    screen.show(download(440, model="three"))
+    screen.finish_answer()
+    before, after = terminal.read().split("MARK")
+    assert [name in before for name in ("one", "two", "three")] == [True, True, True]
+    assert [name in after for name in ("one", "two", "three", "44 %")] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rbee.contracts.operations import (
     AnyOperation,
     HiveCheck,
     Infer,
+    ModelDelete,
     ModelDownload,
     Operation,
     WorkerSpawn,
@@ -93,6 +94,7 @@ class ScriptedHive:
             WorkerSpawn: self._spawn,
             WorkerStop: self._stop,
             ModelDownload: self._other,
+            ModelDelete: self._other,
             HiveCheck: self._other,
         }
         self.runner = JobRunner(registry, actor="hive", owner="hive", handlers=handlers)

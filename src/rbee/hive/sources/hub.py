@@ -18,9 +18,10 @@ from yarl import URL
 from rbee.contracts.models import ModelRef
 from rbee.errors import DownloadFailedError, DownloadRefusedError, ModelNotFoundError, RbeeError
 from rbee.hive.sources.hub_files import HubFile, choose_file
+from rbee.hive.sources.part import Part, is_strong
 from rbee.hive.sources.partial_file import CHUNK_BYTES, PartialFile, finish_in_thread
 from rbee.hive.sources.source import Fetched, Progress
-from rbee.narration import redact
+from rbee.narration import narrate, redact
 
 CONNECT_S = 10.0
 IDLE_S = 30.0
@@ -90,10 +91,17 @@ class HubSource:
                 for f in repository.siblings
             ]
             file = choose_file(repo, files, ref.quant)
+            origin = f"{repo}/{file.name}"
+            part = Part(ref=ref.text, origin=origin, size_bytes=file.size_bytes, sha256=file.sha256)
+            await into.take_up(part, progress)
+            if into.size_bytes:
+                share = f" of {file.size_bytes / 1e6:.0f}" if file.size_bytes else ""
+                said = f"{into.size_bytes / 1e6:.0f}{share} MB are here from an earlier download"
+                narrate("model_download", f"Going on with {ref.text}: {said}.", resumed_bytes=into.size_bytes)
             if file.size_bytes is not None:
-                into.reserve(file.size_bytes)
+                await into.reserve(file.size_bytes)
             await exchange.download(file, repository.sha or constants.DEFAULT_REVISION, into, progress)
-        return Fetched(origin=f"{repo}/{file.name}", sha256=file.sha256)
+        return Fetched(origin=origin, sha256=file.sha256)
 
 
 class _Exchange:
@@ -136,6 +144,8 @@ class _Exchange:
         """Fetch the file, going on from where a connection broke; up to 5 failures in a row without one byte."""
         path = f"{self._repo}/resolve/{quote(revision, safe='')}/{quote(file.name)}"
         url = URL(f"{self._endpoint}/{path}", encoded=True)
+        if into.size_bytes and into.size_bytes == file.size_bytes:
+            return
         failed = resumed = 0
         while True:
             before = into.size_bytes
@@ -149,8 +159,10 @@ class _Exchange:
 
     async def _download_once(self, url: URL, file: HubFile, into: PartialFile, progress: Progress) -> None:
         have = into.size_bytes
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        async with self._session.get(url, headers=headers) as response:
+        etag = into.part.etag if into.part is not None else None
+        async with self._session.get(url, headers=_part_headers(have, file, etag)) as response:
+            if have and response.status == 416 and _total_bytes(response) == have:
+                return  # it was whole already, and its size is known only now
             if have and not _continues(response, have):
                 await into.restart()
                 if response.status != 200:
@@ -158,12 +170,15 @@ class _Exchange:
             self._check(response)
             total = file.size_bytes or _total_bytes(response)
             if file.size_bytes is None and total is not None:
-                into.reserve(total - into.size_bytes)
+                await into.reserve(total)
             progress(into.size_bytes, total)
             while data := await response.content.read(CHUNK_BYTES):
                 await into.append(data)
+                if file.sha256 is None:
+                    await into.note_etag(response.headers.get("ETag"))
                 progress(into.size_bytes, total)
                 if total is not None and into.size_bytes > total:
+                    await into.restart()  # of no use to anybody
                     raise DownloadFailedError(f"{file.name} of {self._repo} is longer than its {total:,} bytes.")
         if total is not None and into.size_bytes < total:
             raise _TryAgainError(f"the connection ended after {into.size_bytes:,} of {total:,} bytes")
@@ -222,6 +237,20 @@ def explain_refusal(status: int, code: str, repo: str, *, has_token: bool) -> Rb
     return DownloadFailedError(f"The hub answered {status} for {repo}.")
 
 
+def _part_headers(have: int, file: HubFile, etag: str | None) -> dict[str, str]:
+    """Return what asks for the rest of a file.
+
+    A file without an announced digest is asked for on the condition that it is still the same version; else the
+    digest tells at the end, and two machines of a storage that name one file differently cost nothing.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if file.sha256 is None and is_strong(etag):
+            headers["If-Range"] = str(etag)
+    return headers
+
+
 def _continues(response: aiohttp.ClientResponse, have: int) -> bool:
     """Tell whether a response goes on from byte `have`, or is an error that leaves what is there of use."""
     if response.status == 206:
@@ -230,7 +259,7 @@ def _continues(response: aiohttp.ClientResponse, have: int) -> bool:
 
 
 def _total_bytes(response: aiohttp.ClientResponse) -> int | None:
-    if response.status == 206:
+    if response.status in (206, 416):
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         return int(total) if total.isdigit() else None
     return response.content_length

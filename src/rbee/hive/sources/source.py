@@ -30,10 +30,11 @@ class Source(Protocol):
     """One place that model files come from."""
 
     async def fetch(self, ref: ModelRef, into: PartialFile, progress: Progress) -> Fetched:
-        """Write the model's file into `into`, whole or not at all as far as the caller can tell.
+        """Write the model's file into `into`.
 
-        The digest is the caller's to compare. Whatever else is written goes to `into.work_directory`, which the
-        caller removes.
+        It goes on with what an earlier download left there where it can (`into.take_up`), else begins anew
+        (`into.restart`). The digest is the caller's to compare. Whatever else is written goes to
+        `into.work_directory`, which the caller removes.
 
         Raises:
             ModelNotFoundError: The source is there but does not have the model.

