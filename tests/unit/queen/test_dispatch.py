@@ -81,7 +81,7 @@ def _waiting(queen: Queen) -> list[str]:
     """Return the jobs that share a start that has begun."""
     return [
         job_id
-        for starting in queen.service.dispatcher._starting.values()
+        for starting in queen.service.dispatcher.launches.under_way.values()
         if starting.task is not None
         for job_id in starting.waiting()
     ]
@@ -115,7 +115,7 @@ async def test_start_that_nobody_waits_for_any_more_is_cancelled_at_the_hive(who
     await until(lambda: not hive.runner.running)
 
     assert (await hive.registry.get(spawned)).state is JobState.CANCELLED
-    await until(lambda: not whole_queen.service.dispatcher._starting)
+    await until(lambda: not whole_queen.service.dispatcher.launches.under_way)
 
 
 async def test_job_that_comes_while_a_start_is_being_cancelled_gets_one_of_its_own(whole_queen: Queen) -> None:
@@ -298,7 +298,7 @@ async def test_job_whose_worker_was_taken_and_died_starts_another(tmp_path: Path
         await until(lambda: urgent in _waiting(queen))
         hive.may_go_on.set()
         dying = await queen.until_running(urgent)
-        await until(lambda: not queen.service.dispatcher._starting)
+        await until(lambda: not queen.service.dispatcher.launches.under_way)
 
         hive.workers.clear()
         hive.beat()
