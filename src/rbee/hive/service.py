@@ -199,6 +199,7 @@ class HiveService:
             devices=devices,
             models=models,
             workers=self.workers.infos(),
+            workers_max=self.settings.workers_max,
         )
 
     def _look_around(self) -> tuple[MachineInfo, list[DeviceInfo], list[ModelInfo]]:

@@ -28,6 +28,7 @@ class HiveSettings(Settings, kw_only=True, frozen=True):
         allowed_origins: Origins of web pages that may call, separated by commas.
         api_key: The credential callers need, and the one shown to the queen (RBEE_API_KEY).
         models: Directory of the model files (RBEE_MODELS); default: models in RBEE_HOME.
+        workers_max: How many workers run at most; by default as many as the memory holds.
         heartbeat_s: Seconds between heartbeats.
         stop_grace_s: Seconds a worker has to end by itself before it is killed.
         worker_lease_s: Seconds a worker lives on after its hive is gone.
@@ -53,6 +54,7 @@ class HiveSettings(Settings, kw_only=True, frozen=True):
     allowed_origins: tuple[str, ...] = ()
     api_key: str | None = None
     models: Path | None = None
+    workers_max: Annotated[int, Meta(ge=1, le=1024)] | None = None
     heartbeat_s: Positive = 1.0
     stop_grace_s: Positive = 10.0
     worker_lease_s: Positive = 30.0

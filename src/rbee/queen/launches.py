@@ -21,7 +21,7 @@ from rbee.queen.decisions import Refuse, Start, Wanted
 from rbee.queen.fleet import Fleet
 from rbee.queen.hives import HiveBook
 from rbee.queen.inventory import Kind, StartSpot
-from rbee.queen.making_room import RoomMaker
+from rbee.queen.making_room import RoomMaker, Stops
 from rbee.queen.scheduler import place
 from rbee.queen.starts import WorkerStarter
 from rbee.queen.tickets import Starting, Ticket
@@ -60,6 +60,7 @@ class Launches:
             if not task.cancelling():  # else it is telling its hive
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._room_maker.close()
 
     # For jobs that wait
 
@@ -107,16 +108,24 @@ class Launches:
             emit(line)
         is_wanted = self.under_way.get(starting.worker_id) is starting
         if is_wanted and ticket.placement is None:  # else a slot became free meanwhile
-            starting.task = asyncio.get_running_loop().create_task(self._do(starting))
+            stops = self._room_maker.begin(decision, starting.model)
+            starting.task = asyncio.get_running_loop().create_task(self._do(starting, stops))
+            starting.task.add_done_callback(lambda task: self._done(starting))
 
-    async def _do(self, starting: Starting) -> None:
+    def _done(self, starting: Starting) -> None:
+        """End a start that was cancelled before it had taken its first step."""
+        if starting.worker_id in self.under_way:
+            self.end(starting, None)
+            self.on_change()
+
+    async def _do(self, starting: Starting, stops: Stops) -> None:
         decision = starting.decision
         failure: RbeeError | None = None
         try:
             if decision.evict:
                 starting.say(Phase.WAITING_FOR_SLOT)
                 starting.owner.made_room = self._room_maker.told(decision)
-                await self._room_maker.make(decision, starting.model)
+                await self._room_maker.finish(decision, stops)
             else:
                 await self._start(starting)
         except Exception as error:  # noqa: BLE001  # raised in the task of each job that waits
@@ -220,13 +229,17 @@ class Launches:
     async def _make_room(self, job: RunningJob, operation: WorkerSpawn, start: Start) -> None:
         worker_id = new_id("worker")
         self._reserve(start, worker_id, wanted_by(operation))
+        stops: Stops | None = None
         try:
             lines = self._room_maker.lines(start, operation.model)
             await job.update(message=start.why, events=[narration_event(line) for line in lines])
             for line in lines:
                 emit(line)
-            await self._room_maker.make(start, operation.model)
+            stops = self._room_maker.begin(start, operation.model)
+            await self._room_maker.finish(start, stops)
         finally:
+            if stops is None:
+                self._room_maker.let_be(start)
             self._fleet.remove_start(start.hive_id, worker_id)
 
     async def _spawn(

@@ -15,6 +15,7 @@ from rbee.queen.workers import WorkerBook
 HEARD_S = 10.0
 LOOK_S = 0.5
 
+Stops = list[asyncio.Task[None]]
 Evict = Callable[[str, str], Awaitable[bool]]
 """Stops a worker, for the reason given as a sentence; tells whether it is gone."""
 
@@ -27,6 +28,7 @@ class RoomMaker:
         self._workers = workers
         self._fleet = fleet
         self._evict = evict
+        self._stops: set[asyncio.Task[None]] = set()
 
     def reserve(self, start: Start) -> None:
         """Have nothing more placed on the workers that are to go."""
@@ -55,19 +57,43 @@ class RoomMaker:
         """Say afterwards what was done, as part of a reason."""
         return f"room was made by stopping {why_stopped(start.evict, self._book.now())}"
 
-    async def make(self, start: Start, model: str) -> None:
-        """Stop the workers, and wait until their hive says what that has left free.
+    def begin(self, start: Start, model: str) -> Stops:
+        """Begin to stop the workers. It goes on whatever becomes of the job that it is done for."""
+        loop = asyncio.get_running_loop()
+        stops = [
+            loop.create_task(self._stop(worker.worker_id, self._sentence(start, index, model)))
+            for index, worker in enumerate(start.evict)
+        ]
+        for stop in stops:
+            self._stops.add(stop)
+            stop.add_done_callback(self._stops.discard)
+        return stops
 
-        One that could not be stopped is left alone for a while.
-        """
-        sentences = [self._sentence(start, index, model) for index in range(len(start.evict))]
-        stops = [self._evict(worker.worker_id, said) for worker, said in zip(start.evict, sentences, strict=True)]
-        for worker, is_gone in zip(start.evict, await asyncio.gather(*stops), strict=True):
-            if not is_gone:
-                self._fleet.spare(worker.worker_id)
+    async def finish(self, start: Start, stops: Stops) -> None:
+        """Wait until the workers are gone, and their hive has said what that leaves free."""
+        await asyncio.wait(stops)
+        for stop in stops:
+            stop.result()
         deadline = self._book.now() + HEARD_S
         while self._is_listed(start) and self._book.now() < deadline:
             await self._book.changed(LOOK_S)
+
+    async def close(self) -> None:
+        """Wait for no stop any more; those that are accepted are on disk."""
+        stops = list(self._stops)
+        for stop in stops:
+            stop.cancel()
+        await asyncio.gather(*stops, return_exceptions=True)
+
+    async def _stop(self, worker_id: str, sentence: str) -> None:
+        """Stop a worker; one that stays is left alone for a while."""
+        is_gone = False
+        try:
+            is_gone = await self._evict(worker_id, sentence)
+        finally:
+            if not is_gone:
+                self._workers.undrain(worker_id)
+                self._fleet.spare(worker_id)
 
     def _is_listed(self, start: Start) -> bool:
         """Tell whether the hive's last heartbeat was from before the workers' end."""

@@ -341,3 +341,33 @@ async def test_queen_that_stops_gives_up_its_starts_and_leaves_the_job_queued(tm
 
     assert (await registry.get(job_id)).state is JobState.QUEUED
     await registry.close()
+
+
+async def test_start_that_is_cancelled_before_its_first_step_keeps_nothing(whole_queen: Queen) -> None:
+    await whole_queen.live_hive()
+    job_id = await whole_queen.infer()
+    launches = whole_queen.service.dispatcher.launches
+    await until(lambda: any(starting.task is not None for starting in launches.under_way.values()))
+    [starting] = launches.under_way.values()
+    assert starting.task is not None
+
+    again = asyncio.get_running_loop().create_task(launches._do(starting, []))
+    again.add_done_callback(lambda task: launches._done(starting))
+    again.cancel()
+    await until(again.done)
+
+    await whole_queen.service.runner.cancel(job_id)
+    await until(lambda: not launches.under_way)
+
+
+async def test_higher_priority_is_worth_a_minute_of_waiting_for_each_step(whole_queen: Queen) -> None:
+    """Also its view says so: whoever has waited longer than that goes first."""
+    began_at = whole_queen.registry.now()
+    jobs = []
+    for after_s, priority in ((0, 0), (119, 2), (121, 2)):
+        whole_queen.registry._clock = lambda after_s=after_s: began_at + after_s  # type: ignore[misc]
+        jobs.append(await whole_queen.infer(priority=priority))
+    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 3)
+
+    assert [ticket.job.job_id for ticket in whole_queen.service.dispatcher._tickets] == [jobs[1], jobs[0], jobs[2]]
+    assert [(await whole_queen.registry.view(job_id)).queue_position for job_id in jobs] == [2, 1, 3]
