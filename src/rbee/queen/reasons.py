@@ -12,17 +12,18 @@ TOLD_MAX = 8
 
 
 def why_no_hive(hives: Sequence[HiveSpot], now: float) -> str:
-    """Say, hive by hive, why none can be reached."""
+    """Say, hive by hive, why none can be reached (of very many, not each)."""
     if not hives:
         return "no hive has registered with this queen"
-    return _listed([f"{hive.hive_id} has been silent for {now - hive.heard_at:.0f} s" for hive in hives])
+    return _listed(
+        [f"{hive.hive_id} has been silent for {now - hive.heard_at:.0f} s" for hive in hives], len(hives)
+    )
 
 
-def why_full(model: str, full: Sequence[WorkerSpot]) -> str:
-    """Say that all workers of a model are full."""
-    if len(full) > 1:
-        return f"all slots of the {len(full)} workers of {model} are taken"
-    [worker] = full
+def why_full(worker: WorkerSpot, count: int) -> str:
+    """Say that all workers of a model are full, of which one is given."""
+    if count > 1:
+        return f"all slots of the {count} workers of {worker.kind.model} are taken"
     if worker.slots == 1:
         return f"the one slot of {worker.worker_id} is taken"
     return f"all {worker.slots} slots of {worker.worker_id} are taken"
@@ -40,7 +41,8 @@ def what_it_was(worker: WorkerSpot, now: float) -> str:
 
 def why_no_room(look: Look) -> str:
     """Say, hive by hive, why no worker can be started there now."""
-    return _listed([_why_not(look, hive) for hive in look.hives()])
+    hives = list(look.hives())
+    return _listed([_why_not(look, hive) for hive in hives[:TOLD_MAX]], len(hives))
 
 
 def _why_not(look: Look, hive: HiveSpot) -> str:
@@ -106,8 +108,7 @@ def _is_fresh(look: Look, worker: WorkerSpot) -> bool:
     return worker.could_go and not worker.slots_used and not worker.may_go(look.now)
 
 
-def _listed(reasons: list[str]) -> str:
-    """Put the reasons of hives together, those of very many shortened."""
-    if len(reasons) <= TOLD_MAX:
-        return "; ".join(reasons)
-    return "; ".join(reasons[:TOLD_MAX]) + f"; and {len(reasons) - TOLD_MAX} more hives cannot either"
+def _listed(reasons: list[str], count: int) -> str:
+    """Put the reasons of hives together; of very many, only how many more there are."""
+    told = "; ".join(reasons[:TOLD_MAX])
+    return told if count <= TOLD_MAX else f"{told}; and {count - TOLD_MAX} more hives cannot either"

@@ -72,12 +72,11 @@ def _among(look: Look, waited_s: float) -> Decision | None:
     for hive_id, start in look.inventory.starts:
         if start.kind == look.wanted.kind and look.is_meant(hive_id):
             return Wait(f"a worker for {model} is being started")
-    full = [
-        look.inventory.worker(hive_id, worker) for worker, hive_id in serving.full if look.is_open(worker, hive_id)
-    ]
+    full = [entry for entry in serving.full if look.is_open(*entry)]
     if not full:
         return None
-    why = why_full(model, full)
+    worker_id, hive_id = full[0]
+    why = why_full(look.inventory.worker(hive_id, worker_id), len(full))
     start_another = waited_s >= ADD_AFTER_S and len(full) < (look.wanted.workers_max or 2**31)
     return (Rooms(look).another(why) if start_another else None) or Wait(why)
 
