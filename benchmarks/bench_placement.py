@@ -23,6 +23,8 @@ TITLE = "Placement over a fleet: CPU time of one decision, by the inventory of a
 
 GIB = 2**30
 MODELS = 200
+# How many of them are loaded at first.
+LOADED = 100
 ZIPF = 1.1
 SLOTS = 4
 # How often the models that are asked for most are other ones, in all.
@@ -47,7 +49,7 @@ LARGE = Size(hives=1_000, workers_each=10, jobs=30_000)
 
 
 class Fleet:
-    """Hives of a CPU or a GPU, each with so many workers, of models by their popularity.
+    """Hives of a CPU or a GPU, each with so many workers, of the more popular models.
 
     What was decided is done: slots are taken, workers stopped and started; some that are idle are unloaded. Every
     change makes the next inventory, as in a queen. Which models are asked for most changes all the time.
@@ -62,12 +64,13 @@ class Fleet:
         self.running: list[tuple[str, str]] = []
         self.changes = 0
         self.shift = 0
+        self.asked = LOADED
         self._started = 0
         self.inventory = Inventory.of(self._hive(number) for number in range(size.hives))
 
     def model(self) -> str:
         """Draw a model by its popularity."""
-        rank = bisect(self.weights, self.chance.random() * self.weights[-1])
+        rank = bisect(self.weights, self.chance.random() * self.weights[self.asked - 1])
         return f"model-{(rank + self.shift) % MODELS}"
 
     def _hive(self, number: int) -> HiveSpot:
@@ -173,7 +176,7 @@ def measure(is_small: bool) -> Sequence[Row]:
         wanted = Wanted(Kind(fleet.model()))
         fleet.follow(wanted, Round(fleet.now).decide(wanted, 60.0, fleet.inventory))
         fleet.now += 0.001
-    fleet.changes = 0
+    fleet.changes, fleet.asked = 0, MODELS
     for number in range(size.jobs):
         fleet.now += 0.01
         fleet.shift = number * SHIFTS // size.jobs

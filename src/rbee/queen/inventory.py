@@ -145,18 +145,22 @@ class Inventory:
         rooms: The devices that can be used, by hive.
         gpus: (free bytes, hive, index of the room) of all that are more than a processor, those with least first.
         cpus: The same of processors.
+        open_gpus: Those of `gpus` whose hive takes another worker.
+        open_cpus: The same of processors.
         serving: The workers that may be placed on, by kind.
         starts: The workers that are being started, each with its hive.
         holders: Which hives have a model on disk, and what they know of it.
     """
 
-    __slots__ = ("cpus", "gpus", "hives", "holders", "rooms", "serving", "starts")
+    __slots__ = ("cpus", "gpus", "hives", "holders", "open_cpus", "open_gpus", "rooms", "serving", "starts")
 
     def __init__(self) -> None:
         self.hives: dict[str, HiveSpot] = {}
         self.rooms: dict[str, tuple[Room, ...]] = {}
         self.gpus: list[tuple[int, str, int]] = []
         self.cpus: list[tuple[int, str, int]] = []
+        self.open_gpus: list[tuple[int, str, int]] = []
+        self.open_cpus: list[tuple[int, str, int]] = []
         self.serving: dict[Kind, Serving] = {}
         self.starts: tuple[tuple[str, StartSpot], ...] = ()
         self.holders: dict[str, dict[str, ModelInfo]] = {}
@@ -171,6 +175,7 @@ class Inventory:
         after = Inventory()
         after.hives, after.rooms = dict(self.hives), dict(self.rooms)
         after.gpus, after.cpus = list(self.gpus), list(self.cpus)
+        after.open_gpus, after.open_cpus = list(self.open_gpus), list(self.open_cpus)
         after.serving, after.holders = dict(self.serving), dict(self.holders)
         after.starts = self.starts
         for hive in hives:
@@ -192,17 +197,23 @@ class Inventory:
         hive_id = after.hive_id
         self.hives[hive_id] = after
         for index, room in enumerate(self.rooms.get(hive_id, ())):
-            ranked = self.gpus if room.is_gpu else self.cpus
-            del ranked[bisect_left(ranked, (room.free_bytes, hive_id, index))]
+            for ranked in self._ranked(room, before):
+                del ranked[bisect_left(ranked, (room.free_bytes, hive_id, index))]
         rooms = self.rooms[hive_id] = rooms_of(after)
         for index, room in enumerate(rooms):
-            insort(self.gpus if room.is_gpu else self.cpus, (room.free_bytes, hive_id, index))
+            for ranked in self._ranked(room, after):
+                insort(ranked, (room.free_bytes, hive_id, index))
         self._replace_workers(before.workers if before else (), after)
         if after.starts or (before is not None and before.starts):
             others = [(other, start) for other, start in self.starts if other != hive_id]
             self.starts = (*others, *((hive_id, start) for start in after.starts))
         if before is None or before.models != after.models:
             self._replace_models(before.models if before else {}, after)
+
+    def _ranked(self, room: Room, hive: HiveSpot | None) -> tuple[list[tuple[int, str, int]], ...]:
+        """Return the lists that a room of a hive stands in."""
+        every, of_open = (self.gpus, self.open_gpus) if room.is_gpu else (self.cpus, self.open_cpus)
+        return (every, of_open) if hive is not None and hive.places_left > 0 else (every,)
 
     def _replace_workers(self, before: tuple[WorkerSpot, ...], after: HiveSpot) -> None:
         gone, come = set(before) - set(after.workers), set(after.workers) - set(before)

@@ -15,9 +15,8 @@ def why_no_hive(hives: Sequence[HiveSpot], now: float) -> str:
     """Say, hive by hive, why none can be reached (of very many, not each)."""
     if not hives:
         return "no hive has registered with this queen"
-    return _listed(
-        [f"{hive.hive_id} has been silent for {now - hive.heard_at:.0f} s" for hive in hives], len(hives)
-    )
+    silent = [f"{hive.hive_id} has been silent for {now - hive.heard_at:.0f} s" for hive in hives[:TOLD_MAX]]
+    return _listed(silent, len(hives))
 
 
 def why_full(worker: WorkerSpot, count: int) -> str:

@@ -26,16 +26,17 @@ class Rooms:
     def start(self, *, is_refused: bool = False) -> Start | None:
         """Find where a worker is started; with `is_refused`, also where it failed to start too often."""
         why = f"no worker has {self._look.wanted.model} loaded"
-        for ranked in (self._inventory.gpus, self._inventory.cpus):
-            start = self._in_free(ranked, why, is_refused) or self._by_evicting(ranked, why, is_refused)
+        there = self._inventory
+        for free, ranked in ((there.open_gpus, there.gpus), (there.open_cpus, there.cpus)):
+            start = self._in_free(free, why, is_refused) or self._by_evicting(ranked, why, is_refused)
             if start is not None:
                 return start
         return None
 
     def another(self, why: str) -> Start | None:
         """Find where there is room for one more worker of a model whose workers are full, as `why` says."""
-        for ranked in (self._inventory.gpus, self._inventory.cpus):
-            start = self._in_free(ranked, why, is_refused=False, is_additional=True)
+        for free in (self._inventory.open_gpus, self._inventory.open_cpus):
+            start = self._in_free(free, why, is_refused=False, is_additional=True)
             if start is not None:
                 return start
         return None
@@ -78,8 +79,7 @@ class Rooms:
             if without_file is not None and not has_file:
                 continue
             room = self._inventory.rooms[hive_id][index]
-            has_place = self._inventory.hives[hive_id].places_left > 0
-            if has_place and self._look.admits(room, is_refused=is_refused):
+            if self._look.admits(room, is_refused=is_refused):
                 if has_file:
                     return room
                 without_file = room

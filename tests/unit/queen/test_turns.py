@@ -137,7 +137,7 @@ async def test_job_that_cannot_be_told_for_want_of_space_waits_on_and_is_told_la
     _, _, _, [first, second] = await _full_worker(whole_queen, 2)
     has_failed = asyncio.Event()
 
-    async def full(*values: Any) -> bool:
+    async def full(*values: Any, **more: Any) -> bool:
         has_failed.set()
         raise StorageFullError
 
