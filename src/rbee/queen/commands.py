@@ -71,7 +71,10 @@ class Commands:
         return await self._forward(job, self._choose(operation.hive_id).hive_id, operation, phase)
 
     async def worker_stop(self, job: RunningJob) -> dict[str, Any]:
-        """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it."""
+        """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it.
+
+        It is placed on again only where it could not be stopped: a heartbeat may name it for a moment yet.
+        """
         operation = job.operation
         assert isinstance(operation, WorkerStop)
         worker_id = operation.worker_id
@@ -86,8 +89,10 @@ class Commands:
                 await job.narrate("queen_drain", wait, worker_id=worker_id, slots_used=slots_used)
                 await self._workers.until_free(worker_id, operation.drain_s)
             return await self._run(job, hive_id, operation)
-        finally:
+        except BaseException:
             self._workers.undrain(worker_id)
+            raise
+        finally:
             self._dispatcher.pump()
 
     async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:

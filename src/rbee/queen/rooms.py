@@ -97,6 +97,8 @@ class Rooms:
         slots = self._need.slots_in(free_bytes)
         if slots < self._need.slots:
             why += f", for {slots} of the {self._need.slots} slots that are wanted"
+        if self._need.context_tokens < self._look.wanted.context_tokens:
+            why += f", with {self._need.context_tokens} tokens of context, as many as it was made for"
         has_gpu = any(other.is_gpu for other in self._inventory.rooms[room.hive_id])
         return Start(
             hive_id=room.hive_id,

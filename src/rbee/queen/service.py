@@ -163,8 +163,11 @@ class QueenService:
         return record
 
     def launch(self, record: JobRecord, operation: AnyOperation) -> None:
-        """Start an accepted job, unless it has ended or runs already (a repeated submit)."""
-        if not record.is_ended:
+        """Start an accepted job, unless it has ended or runs already (a repeated submit).
+
+        One that was accepted while the queen began to stop is left on disk for her next start.
+        """
+        if not record.is_ended and not self.is_closing:
             self.runner.launch(record, operation)
 
     def _model_of(self, operation: AnyOperation) -> str | None:

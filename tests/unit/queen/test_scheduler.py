@@ -231,6 +231,7 @@ def test_context_is_no_longer_than_the_model_was_made_for() -> None:
     decision = started(placed(hive("h", models=(known,)), want=wanted(context_tokens=100_000)))
 
     assert (decision.context_tokens, decision.memory_bytes) == (2048, GIB + 4 * 128 * MIB)
+    assert decision.why.endswith(", with 2048 tokens of context, as many as it was made for")
 
 
 def test_what_another_hive_knows_of_the_model_counts_where_the_file_is_not() -> None:
