@@ -23,6 +23,8 @@ TITLE = "Placement over a fleet: CPU time of one decision, by the inventory of a
 
 GIB = 2**30
 MODELS = 200
+# As many as may wait in a queen, by default.
+WAITING = 512
 # How many of them are loaded at first.
 LOADED = 100
 ZIPF = 1.1
@@ -190,7 +192,28 @@ def measure(is_small: bool) -> Sequence[Row]:
             fleet.leave()
         changed_s += time.process_time() - decided
     _check(fleet)
-    return [*_rows(took, is_small), Row("a change of the inventory", f"{changed_s / fleet.changes * 1e6:,.0f} µs")]
+    return [
+        *_rows(took, is_small),
+        Row("a change of the inventory", f"{changed_s / fleet.changes * 1e6:,.0f} µs"),
+        Row(f"a look at {WAITING} jobs that wait, the fleet full", f"{_look_ms(fleet):,.1f} ms"),
+    ]
+
+
+def _look_ms(fleet: Fleet) -> float:
+    """Return how long one look at a full queue takes where every worker is busy."""
+    full = [
+        msgspec.structs.replace(
+            spot, workers=tuple(msgspec.structs.replace(one, slots_used=one.slots) for one in spot.workers)
+        )
+        for spot in fleet.inventory.hives.values()
+    ]
+    inventory = fleet.inventory.with_hives(full)
+    queue = [Wanted(Kind(fleet.model())) for _ in range(WAITING)]
+    began = time.process_time()
+    looking = Round(fleet.now)
+    for wanted in queue:
+        looking.decide(wanted, 60.0, inventory)
+    return (time.process_time() - began) * 1e3
 
 
 def _sort(decision: Decision) -> str:
