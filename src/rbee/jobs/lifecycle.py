@@ -51,6 +51,7 @@ def started(
     worker_id: str | None,
     phase: Phase | None,
     events: list[NewEvent],
+    message: str | None = None,
     lease_until: float | None = None,
 ) -> Changed:
     """Give the job to an owner: `queued` (or an earlier attempt) to `running`, attempt raised."""
@@ -66,6 +67,7 @@ def started(
         hive_id=hive_id or record.hive_id,
         worker_id=worker_id or record.worker_id,
         phase=phase,
+        message=message or record.message,
         lease_until=lease_until,
     )
     return Changed(after, [*events, state_event(after, now)])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -38,6 +38,9 @@ class JobRegistry:
     Every transition is a compare-and-set that is committed together with its event; when a method returns,
     it is on disk and readers of the log have been told. Ended jobs absorb: a late transition raises
     `ConflictError` and changes nothing.
+
+    Attributes:
+        positions: Tells the turns of queued jobs, where they are not by priority and then arrival.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class JobRegistry:
         self._clock = clock
         self._requests = msgspec.json.Decoder(reduce(or_, operations))
         self._claims = Claims(self)
+        self.positions: Callable[[], Mapping[str, int]] = dict
         store.on_commit = self.hub.publish
 
     @classmethod
@@ -106,12 +110,14 @@ class JobRegistry:
         parent_job_id: str | None = None,
         idempotency_key: str | None = None,
         is_kept: bool = True,
+        queued_max: int | None = None,
         events: list[NewEvent] | None = None,
     ) -> JobRecord:
         """Accept a job: it is `queued`, and its log begins with that.
 
         Args:
             operation: What to do; kept as the job's request.
+            queued_max: How many jobs may wait; as many as of all others by default.
             events: What to say straight behind the first event, in the same transaction.
 
         Raises:
@@ -142,7 +148,7 @@ class JobRegistry:
             labels=operation.labels,
         )
         told = [state_event(record, now), *(events or [])]
-        made = await self.store.create(record, body, told, queued_max=self.queued_max)
+        made = await self.store.create(record, body, told, queued_max=queued_max or self.queued_max)
         self._claims.queued(made.operation)
         return made
 
@@ -154,6 +160,7 @@ class JobRegistry:
         hive_id: str | None = None,
         worker_id: str | None = None,
         phase: Phase | None = None,
+        message: str | None = None,
         events: list[NewEvent] | None = None,
     ) -> JobRecord:
         """Make a job `running` for an owner, its attempt raised by one.
@@ -171,6 +178,7 @@ class JobRegistry:
                 hive_id=hive_id,
                 worker_id=worker_id,
                 phase=phase,
+                message=message,
                 events=events or [],
             )
 
@@ -345,8 +353,13 @@ class JobRegistry:
 
     async def _views(self, records: list[JobRecord]) -> list[JobView]:
         standing = await self.store.standing(records) if records else []
+        turns = self.positions()
         return [
-            view_of(record, stands.last_seq, queue_position=stands.queue_position)
+            view_of(
+                record,
+                stands.last_seq,
+                queue_position=stands.queue_position and turns.get(record.job_id, stands.queue_position),
+            )
             for record, stands in zip(records, standing, strict=True)
         ]
 

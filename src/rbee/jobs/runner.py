@@ -78,6 +78,7 @@ class RunningJob:
         hive_id: str | None = None,
         worker_id: str | None = None,
         phase: Phase | None = None,
+        message: str | None = None,
         events: list[NewEvent] | None = None,
     ) -> None:
         """Make the job `running`, this process its owner; `events` are said in the same transaction."""
@@ -89,6 +90,7 @@ class RunningJob:
             hive_id=hive_id,
             worker_id=worker_id,
             phase=phase,
+            message=message,
             events=events,
         )
 

@@ -23,7 +23,7 @@ from rbee.jobs.runner import Handler
 from rbee.queen.dispatch import Dispatcher
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import Hive, HiveBook
-from rbee.queen.scheduler import why_no_hive
+from rbee.queen.reasons import why_no_hive
 from rbee.queen.starts import WorkerStarter
 from rbee.queen.workers import WorkerBook
 
@@ -91,7 +91,10 @@ class Commands:
         return holders[0] if holders else None
 
     async def worker_stop(self, job: RunningJob) -> dict[str, Any]:
-        """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it."""
+        """Place nothing more on a worker, give its answers `drain_s`, then let its hive stop it.
+
+        It is placed on again only where it could not be stopped: a heartbeat may name it for a moment yet.
+        """
         operation = job.operation
         assert isinstance(operation, WorkerStop)
         worker_id = operation.worker_id
@@ -106,15 +109,22 @@ class Commands:
                 await job.narrate("queen_drain", wait, worker_id=worker_id, slots_used=slots_used)
                 await self._workers.until_free(worker_id, operation.drain_s)
             return await self._run(job, hive_id, operation)
-        finally:
+        except BaseException:
             self._workers.undrain(worker_id)
+            raise
+        finally:
             self._dispatcher.pump()
 
     async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:
-        """Start a worker on the hive that was named, or on the one with the most free memory."""
+        """Start a worker where there is room for it: on the hive that was named, or on any.
+
+        A hive that was named and is silent is waited for.
+        """
         operation = job.operation
         assert isinstance(operation, WorkerSpawn)
-        hive_id = self._choose(operation.hive_id).hive_id
+        hive_id = operation.hive_id
+        if hive_id is None or self._book.state_of(self._book.hive(hive_id)) is HiveState.LIVE:
+            return dict(await self._dispatcher.launches.spawn(job, operation))
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
         model = job.record.model or operation.model  # what an alias stands for
@@ -155,7 +165,8 @@ class Commands:
             return self._book.hive(hive_id)
         live = [hive for hive in self._book.hives() if self._book.state_of(hive) is HiveState.LIVE]
         if not live:
-            raise NoCapacityError(f"No hive can be reached: {why_no_hive(list(self._dispatcher.inventory()))}.")
+            hives = list(self._dispatcher.inventory().hives.values())
+            raise NoCapacityError(f"No hive can be reached: {why_no_hive(hives, self._book.now())}.")
         return max(live, key=lambda hive: hive.heartbeat.machine.memory_free_bytes)
 
 

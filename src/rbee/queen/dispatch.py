@@ -1,22 +1,26 @@
-"""Giving jobs their place: who waits for what, which workers are being started, whose turn it is."""
+"""Giving jobs their place: who waits for what, and whose turn it is."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rbee.contracts.heartbeats import Purpose
-from rbee.contracts.operations import WorkerSpawn
-from rbee.contracts.states import HiveState, JobState, Phase, WorkerState
+from rbee.contracts.model_settings import ModelTable
+from rbee.contracts.states import HiveState, Phase
 from rbee.errors import CrashLoopError, HiveLostError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
-from rbee.jobs.endings import incident
 from rbee.jobs.runner import narration_event
-from rbee.narration import narrate
 from rbee.narration.emit import compose, emit
 from rbee.queen.crash_loops import CrashLoops
-from rbee.queen.hives import Hive, HiveBook
-from rbee.queen.scheduler import Decision, HiveSpot, Refuse, Start, Use, Wait, WorkerSpot, can_take, place
+from rbee.queen.decisions import Decision, Refuse, Start, Use, Wait, Wanted
+from rbee.queen.fleet import Fleet
+from rbee.queen.hives import HiveBook
+from rbee.queen.inventory import Inventory, Kind
+from rbee.queen.launches import Launches
+from rbee.queen.making_room import Evict, RoomMaker
+from rbee.queen.round import Round
+from rbee.queen.scheduler import can_take
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
 from rbee.queen.tickets import Starting, Ticket
@@ -24,7 +28,9 @@ from rbee.queen.turns import Turns
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_AGAIN_S = 1.0
-
+# After a look that took longer than this, heartbeats bring the next one only after so many times as long.
+LONG_S = 0.005
+REST_FACTOR = 4.0
 
 SayPlaced = Callable[[Placement], list[bytes]]
 """Composes what a job's log is told besides, in the transaction that commits a placement."""
@@ -39,69 +45,73 @@ class StartFailedError(Exception):
 
 
 class Dispatcher:
-    """Decides with the scheduler, acts through the hives. One event loop owns it."""
+    """Decides with the scheduler, acts through the hives. One event loop owns it.
+
+    Args:
+        settings: The queen's.
+        models: What is configured for single models.
+        book: The hives.
+        workers: What is placed on their workers.
+        starter: Starts workers.
+        crash_loops: Which models are not started where.
+        evict: Stops a worker to make room.
+    """
 
     def __init__(
         self,
         settings: QueenSettings,
+        models: ModelTable,
         book: HiveBook,
         workers: WorkerBook,
         starter: WorkerStarter,
         crash_loops: CrashLoops,
+        evict: Evict,
     ) -> None:
         self._settings = settings
+        self._models = models
         self._crash_loops = crash_loops
         self._book = book
         self._workers = workers
-        self._starter = starter
+        self._fleet = Fleet(settings, models, book, workers, crash_loops)
+        self.launches = Launches(
+            book, self._fleet, starter, RoomMaker(book, workers, self._fleet, evict), crash_loops
+        )
+        self.launches.on_change = self.pump
         self._tickets: list[Ticket] = []
         self.turns = Turns(self._tickets)
-        self._starting: dict[tuple[str, str], Starting] = {}
-        self._ending: set[asyncio.Task[None]] = set()
         self._pumped_at = 0.0
-        book.listen(self.pump)
+        self._rest_until = 0.0
+        self._next_pump: asyncio.TimerHandle | None = None
+        book.listen(self._heard)
 
     async def close(self) -> None:
         """Give up the starts that are under way."""
-        tasks = [starting.task for starting in self._starting.values() if starting.task is not None]
-        tasks += self._ending
-        for task in tasks:
-            if not task.cancelling():  # else it is telling its hive
-                task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._forget_next_pump()
+        await self.launches.close()
 
-    def inventory(self) -> tuple[HiveSpot, ...]:
+    def inventory(self) -> Inventory:
         """Return what placement decides on: every hive as it is now, with this queen's own placements."""
-        return tuple(self._spot(hive) for hive in self._book.hives())
+        return self._fleet.inventory()
 
-    def _spot(self, hive: Hive) -> HiveSpot:
-        beat = hive.heartbeat
-        return HiveSpot(
-            hive_id=hive.hive_id,
-            is_live=self._book.state_of(hive) is HiveState.LIVE,
-            silent_s=self._book.silent_s(hive),
-            memory_free_bytes=beat.machine.memory_free_bytes,
-            model_sizes={model.model: model.size_bytes for model in beat.models},
-            starting=frozenset(model for hive_id, model in self._starting if hive_id == hive.hive_id),
-            refused=frozenset(self._crash_loops.refused(hive.hive_id)),
-            workers=tuple(
-                WorkerSpot(
-                    worker_id=worker.worker_id,
-                    model=worker.info.model,
-                    is_ready=worker.info.state is WorkerState.READY,
-                    slots=worker.info.slots,
-                    slots_used=self._workers.slots_used(worker.worker_id),
-                )
-                for worker in self._book.workers()
-                if worker.hive.hive_id == hive.hive_id
-                and worker.info.state in {WorkerState.STARTING, WorkerState.READY}
-                and not self._workers.is_draining(worker.worker_id)
-            ),
+    def wanted(self, model: str, purpose: Purpose = "generate", hive_id: str | None = None) -> Wanted:
+        """Return what a job for a model needs, as it is configured."""
+        own = self._models.of(model)
+        return Wanted(
+            Kind(model, own.purpose or purpose, own.engine),
+            slots=own.slots or self._settings.slots,
+            context_tokens=own.context_tokens or self._settings.context_tokens,
+            device=own.device,
+            workers_max=own.workers_max,
+            hive_id=hive_id,
         )
 
     def can_move(self, model: str, hive_id: str) -> bool:
         """Tell whether a job for `model` has anywhere to go besides the hive that it is on."""
-        return can_take(model, self.inventory(), without=hive_id)
+        return can_take(self.wanted(model), self.inventory(), self._book.now(), without=hive_id)
+
+    def positions(self) -> Mapping[str, int]:
+        """Return the turn of each job that is queued, 1 for the next."""
+        return self.turns.positions()
 
     async def acquire(
         self,
@@ -120,7 +130,8 @@ class Dispatcher:
             CrashLoopError: The model fails to start, on every hive that could take it.
             StartFailedError: The worker that it waited for could not be started.
         """
-        ticket = Ticket(job, model, purpose)
+        hive_id = getattr(job.operation, "hive_id", None)
+        ticket = Ticket(job, self.wanted(model, purpose, hive_id), self._book.now())
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:
@@ -155,7 +166,7 @@ class Dispatcher:
             starting, wait = ticket.starting, ticket.wait
             if starting is not None and starting.owner is ticket and starting.task is None:
                 own = starting
-                await self._begin(starting)
+                await self.launches.begin(starting)
             if wait is None or not wait.needs_hive:
                 needs_hive_since = loop.time()
             elif loop.time() - needs_hive_since >= self._settings.hive_timeout_s:
@@ -189,10 +200,11 @@ class Dispatcher:
         self, ticket: Ticket, placement: Placement, lines: list[bytes], *, is_forwarded: bool
     ) -> None:
         """Commit the placement, before the worker is asked."""
+        message = f"Placed on {placement.worker_id} at {placement.hive_id}: {ticket.why}."
         if not is_forwarded:
             forward = compose(
                 "queen_forward",
-                f"Placed on {placement.worker_id} at {placement.hive_id}: {ticket.why}.",
+                message,
                 hive_id=placement.hive_id,
                 worker_id=placement.worker_id,
                 attempt=placement.attempt,
@@ -202,6 +214,7 @@ class Dispatcher:
             hive_id=placement.hive_id,
             worker_id=placement.worker_id,
             phase=Phase.GENERATING,
+            message=None if is_forwarded else message,
             events=[narration_event(line) for line in lines],
         )
         for line in lines:
@@ -209,135 +222,76 @@ class Dispatcher:
 
     # Deciding
 
+    def _heard(self, hive_id: str) -> None:
+        """Look again because of a heartbeat; in a moment, where many heartbeats would take all the time."""
+        rest_s = self._rest_until - self._book.now()
+        if rest_s <= 0:
+            self.pump()
+        elif self._next_pump is None:
+            self._next_pump = asyncio.get_running_loop().call_later(rest_s, self.pump)
+
     def pump(self) -> None:
         """Give every place that is free to the job whose turn it is."""
+        self._forget_next_pump()
+        began_at = self._book.now()
         self._pumped_at = asyncio.get_running_loop().time()
         self._leave_lost_starts()
-        inventory = self.inventory()
-        waits: dict[str, Wait] = {}  # what one job waits for, the next one of the same model waits for as well
+        looking = Round(began_at)
         for ticket in self._tickets:
-            if not ticket.is_waiting:
-                continue
-            decision = waits.get(ticket.model) or place(ticket.model, inventory)
-            if isinstance(decision, Wait):
-                waits[ticket.model] = decision
-            if self._follow(ticket, decision):
-                inventory = self.inventory()
-                waits.clear()
+            if ticket.is_waiting:
+                decision = looking.decide(ticket.wanted, began_at - ticket.since, self.inventory())
+                self._follow(ticket, decision)
+        ended_at = self._book.now()
+        if ended_at - began_at > LONG_S:
+            self._rest_until = ended_at + REST_FACTOR * (ended_at - began_at)
+
+    def _forget_next_pump(self) -> None:
+        if self._next_pump is not None:
+            self._next_pump.cancel()
+            self._next_pump = None
 
     def _leave_lost_starts(self) -> None:
         """Give up the starts on hives that are lost, where the jobs that wait have another one to go to."""
-        for starting in list(self._starting.values()):
-            hive_id, model = starting.key
-            hive = next((hive for hive in self._book.hives() if hive.hive_id == hive_id), None)
-            is_lost = hive is not None and self._book.state_of(hive) is HiveState.LOST
-            if is_lost and self.can_move(model, hive_id):
-                if starting.task is not None:
-                    starting.task.cancel()
-                    self._ending.add(starting.task)
-                    starting.task.add_done_callback(self._ending.discard)
-                self._end_start(starting, None)
+        for starting in list(self.launches.under_way.values()):
+            hive_id = starting.decision.hive_id
+            is_lost = self._book.state_of(self._book.hive(hive_id)) is HiveState.LOST
+            if is_lost and self.can_move(starting.model, hive_id):
+                self.launches.abandon(starting)
 
-    def _follow(self, ticket: Ticket, decision: Decision) -> bool:
-        """Do what was decided for a ticket; tells whether that took a slot or began a start."""
+    def _follow(self, ticket: Ticket, decision: Decision) -> None:
+        """Do what was decided for a ticket."""
         if isinstance(decision, Use):
             attempt = ticket.job.record.attempt + 1
             ticket.placement = self._workers.place(
                 ticket.job.job_id, decision.worker_id, decision.hive_id, attempt, ticket.model
             )
-            ticket.why = decision.why
+            ticket.why = f"{decision.why}; {ticket.made_room}" if ticket.made_room else decision.why
             ticket.changed.set()
-            return True
+            return
         if ticket.starting is not None and ticket.starting.owner is ticket:
-            return False
+            return
         if isinstance(decision, Refuse):
             refusal = self._crash_loops.refusal(decision.hive_id, ticket.model)
             if refusal is not None:  # else its time is just over: the next look decides anew
                 ticket.error = refusal.error()
                 ticket.changed.set()
-            return False
-        if isinstance(decision, Start):
-            if ticket.starting is not None:  # shared with another job; its hive fell silent, and here is one
-                return False
-            starting = ticket.starting = Starting(decision, ticket)
-            self._starting[starting.key] = starting
-            ticket.wait = None
-            ticket.changed.set()
-            return True
+        elif isinstance(decision, Start):
+            # One that shares a start whose hive fell silent stays with it: that hive may be back.
+            if ticket.starting is None and self.launches.open(decision, ticket):
+                ticket.wait = None
+                ticket.changed.set()
+        else:
+            self._wait(ticket, decision)
+
+    def _wait(self, ticket: Ticket, decision: Wait) -> None:
         if ticket.wait != decision:
             ticket.wait = decision
             ticket.changed.set()
-        self._join(ticket)
-        return False
-
-    def _join(self, ticket: Ticket) -> None:
-        """Let a job share the fate of the start that it waits for."""
         if ticket.starting is None:
-            for starting in self._starting.values():
-                if starting.owner.model == ticket.model:
-                    ticket.starting = starting
-                    starting.tickets.append(ticket)
-                    return
+            self.launches.join(ticket)
 
     def _leave(self, ticket: Ticket) -> None:
-        """Take a ticket out; a start that it shared goes on for the others, and ends when there are none."""
+        """Take a ticket out."""
         self._tickets.remove(ticket)
-        starting = ticket.starting
-        if starting is not None:
-            ticket.starting = None
-            starting.tickets.remove(ticket)
-            if starting.task is None and starting.owner is ticket:  # never begun: the others decide anew
-                self._end_start(starting, None)
-            elif not starting.tickets and ticket.placement is None and starting.task is not None:
-                starting.task.cancel()
+        self.launches.leave(ticket)
         self.pump()
-
-    # Starting
-
-    async def _begin(self, starting: Starting) -> None:
-        """Say where the worker is started, then start it."""
-        job, decision = starting.owner.job, starting.decision
-        line = compose(
-            "queen_forward",
-            f"Placed on {decision.hive_id}, which starts a worker: {decision.why}.",
-            hive_id=decision.hive_id,
-        )
-        is_placed = job.record.state is JobState.RUNNING  # elsewhere, until it is placed again
-        await job.update(hive_id=None if is_placed else decision.hive_id, events=[narration_event(line)])
-        emit(line)
-        is_wanted = self._starting.get(starting.key) is starting
-        if is_wanted and starting.owner.placement is None:  # else a slot became free meanwhile
-            starting.task = asyncio.get_running_loop().create_task(self._start(starting))
-
-    async def _start(self, starting: Starting) -> None:
-        wanted = WorkerSpawn(
-            model=starting.owner.model,
-            worker_id=starting.worker_id,
-            slots=self._settings.slots,
-            context_tokens=self._settings.context_tokens,
-        )
-        failure: RbeeError | None = None
-        try:
-            await self._starter.start(
-                starting.decision.hive_id,
-                wanted,
-                starting.owner.job.job_id,
-                say=starting.say,
-                waiting=starting.waiting,
-            )
-        except Exception as error:  # noqa: BLE001  # raised in the task of each job that waits
-            failure = error if isinstance(error, RbeeError) else incident(error, "the start of a worker")
-            if not starting.tickets:
-                narrate("queen_start_failed", f"A worker could not be started: {error}", level="error")
-        finally:
-            self._end_start(starting, failure)
-            self.pump()
-
-    def _end_start(self, starting: Starting, failure: RbeeError | None) -> None:
-        if self._starting.get(starting.key) is starting:
-            del self._starting[starting.key]
-        tickets, starting.tickets = starting.tickets, []
-        for ticket in tickets:
-            ticket.starting = None
-            ticket.error = failure
-            ticket.changed.set()

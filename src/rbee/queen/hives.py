@@ -47,30 +47,40 @@ class HiveBook:
         self._clock = clock
         self._hives: dict[str, Hive] = {}
         self._gone: dict[str, None] = {}
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every heartbeat and every end of a worker."""
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have a function called with the hive after every heartbeat and every end of a worker."""
         self._listeners.append(listener)
+
+    def now(self) -> float:
+        """Return the time by the clock of `heard_at`."""
+        return self._clock()
+
+    def live_until(self, hive: Hive) -> float:
+        """Return when a hive's lease ends unless it is heard again."""
+        return hive.heard_at + self._stale_s
 
     def beat(self, hive_id: str, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; the first one is the registration."""
         self._hives[hive_id] = Hive(hive_id, heartbeat, self._clock())
-        self._tell()
+        self._tell(hive_id)
 
     def worker_gone(self, worker_id: str) -> None:
         """Leave a worker out, also where a heartbeat that was long under way still names it."""
         self._gone[worker_id] = None
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
-        self._tell()
+        for hive in list(self._hives.values()):
+            if any(info.worker_id == worker_id for info in hive.heartbeat.workers):
+                self._tell(hive.hive_id)
 
-    def _tell(self) -> None:
+    def _tell(self, hive_id: str) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for listener in self._listeners:
-            listener()
+            listener(hive_id)
 
     async def changed(self, timeout_s: float) -> None:
         """Wait until something is heard, at most `timeout_s`."""
@@ -108,11 +118,12 @@ class HiveBook:
     def workers(self) -> Iterator[Worker]:
         """Return the workers of all hives that are not lost."""
         for hive in self.hives():
-            if self.state_of(hive) is HiveState.LOST:
-                continue
-            for info in hive.heartbeat.workers:
-                if info.worker_id not in self._gone:
-                    yield Worker(hive, info)
+            if self.state_of(hive) is not HiveState.LOST:
+                yield from self.workers_of(hive)
+
+    def workers_of(self, hive: Hive) -> Iterator[Worker]:
+        """Return the workers of a hive, without those whose end was told."""
+        return (Worker(hive, info) for info in hive.heartbeat.workers if info.worker_id not in self._gone)
 
     def worker(self, worker_id: str, hive_id: str | None = None) -> Worker:
         """Return one worker, of that hive where one is named.
@@ -166,7 +177,8 @@ def hive_view(book: HiveBook, hive: Hive, workers: WorkerBook) -> HiveView:
         "devices": beat.devices,
         "models": beat.models,
         "workers": [
-            worker_view(worker, workers) for worker in book.workers() if worker.hive.hive_id == hive.hive_id
+            worker_view(worker, workers)
+            for worker in (book.workers_of(hive) if book.state_of(hive) is not HiveState.LOST else ())
         ],
         "last_heartbeat_s": round(book.silent_s(hive), 3),
         "engines": beat.engines,

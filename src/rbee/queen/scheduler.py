@@ -1,159 +1,96 @@
-"""Where a job goes: pure functions from an immutable inventory to a decision with its reason in a sentence."""
+"""Where a job goes: pure functions from an immutable inventory to a decision with its reason in a sentence.
+
+In this order:
+
+1. **Reuse**: a ready worker of the model (and purpose, and engine) with a free slot, the least busy first.
+2. **Wait** for a worker of it that is loading.
+3. **Another worker** where all of them are full: once a job has waited `ADD_AFTER_S` for a slot, on a GPU or on
+   another hive, where there is room without stopping anything. On one processor a model has one worker, unless its
+   settings give `workers_max`, which then is the most it has anywhere.
+4. **Start** one: on a GPU before a processor, on a hive that has the file before one that does not, then where
+   most memory is free. Where all slots that are wanted do not fit, with as many as do.
+5. **Evict**: idle workers are stopped for it, the fewest that are enough, the least recently used first. None is
+   stopped while there is room on a device of the same sort, and none for a second worker of a model.
+6. **Wait**, with the reason of each hive. What a job that has waited for long needs is kept for it (`Claim`).
+"""
 
 from __future__ import annotations
 
-from msgspec import Struct
+from rbee.queen.decisions import NOTHING_CLOSED, Closed, Decision, Refuse, Start, Use, Wait, Wanted
+from rbee.queen.inventory import Inventory, Serving
+from rbee.queen.look import Look
+from rbee.queen.reasons import why_full, why_no_hive, why_no_room
+from rbee.queen.rooms import Rooms
 
-# What a model needs besides its file: context, buffers and the program itself.
-MEMORY_FACTOR = 1.2
-MEMORY_BASE_BYTES = 256 * 1024 * 1024
-
-
-class WorkerSpot(Struct, frozen=True):
-    """A worker as placement sees it."""
-
-    worker_id: str
-    model: str
-    is_ready: bool
-    slots: int
-    slots_used: int
+ADD_AFTER_S = 5.0
+CLAIM_AFTER_S = 10.0
 
 
-class HiveSpot(Struct, frozen=True):
-    """A hive as placement sees it; memory in bytes.
-
-    Attributes:
-        is_live: Its lease holds.
-        model_sizes: The models on its disk, and how large they are.
-        starting: Models a worker is being started for.
-        refused: Models that failed to start here too often, and are not started now.
-    """
-
-    hive_id: str
-    is_live: bool
-    silent_s: float
-    memory_free_bytes: int
-    model_sizes: dict[str, int]
-    starting: frozenset[str]
-    workers: tuple[WorkerSpot, ...]
-    refused: frozenset[str] = frozenset()
-
-
-class Use(Struct, frozen=True):
-    """Take a slot of this worker."""
-
-    hive_id: str
-    worker_id: str
-    why: str
-
-
-class Start(Struct, frozen=True):
-    """Start a worker on this hive."""
-
-    hive_id: str
-    why: str
-
-
-class Wait(Struct, frozen=True):
-    """Nothing can be done now; `why` says what for.
-
-    Attributes:
-        needs_hive: Nothing that runs can change it: a hive has to come (back), or memory has to become free.
-    """
-
-    why: str
-    needs_hive: bool = False
-
-
-class Refuse(Struct, frozen=True):
-    """It cannot be started: its workers failed again and again, on every hive that could take it."""
-
-    hive_id: str
-
-
-Decision = Use | Start | Wait | Refuse
-
-
-def place(model: str, hives: tuple[HiveSpot, ...], *, hive_id: str | None = None) -> Decision:
-    """Decide where a job for `model` goes.
-
-    A ready worker with a free slot is taken, the emptiest first. Else a worker that is being started, or is
-    full, is waited for: on a processor a model has one worker. Else a live hive with the memory for it starts
-    one, hives that have the file before hives that do not, then by free memory. A model that failed too often on
-    each of them is refused.
+def place(
+    wanted: Wanted,
+    inventory: Inventory,
+    now: float,
+    *,
+    waited_s: float = 0.0,
+    closed: Closed = NOTHING_CLOSED,
+    without: str | None = None,
+) -> Decision:
+    """Decide where a job goes.
 
     Args:
-        model: The model's reference.
-        hives: All hives this queen knows.
-        hive_id: Only this hive will do.
+        wanted: What it needs.
+        inventory: All hives this queen knows.
+        now: The time, by the clock of the inventory's times.
+        waited_s: How long it has waited for its place.
+        closed: What is kept for jobs whose turn is earlier.
+        without: A hive that will not do.
     """
-    wanted = [hive for hive in hives if hive_id is None or hive.hive_id == hive_id]
-    live = [hive for hive in wanted if hive.is_live]
-    if not live:
-        return Wait(why_no_hive(wanted), needs_hive=True)
-    serving = [(hive, worker) for hive in live for worker in hive.workers if worker.model == model]
-    free = [pair for pair in serving if pair[1].is_ready and pair[1].slots_used < pair[1].slots]
-    if free:
-        hive, worker = min(free, key=lambda pair: (pair[1].slots_used, pair[1].worker_id))
-        left = worker.slots - worker.slots_used
-        return Use(
-            hive.hive_id,
-            worker.worker_id,
-            f"{worker.worker_id} has {model} loaded and {left} of {worker.slots} slots free",
-        )
-    if serving:
-        worker = serving[0][1]
-        if worker.is_ready:
-            if worker.slots == 1:
-                return Wait(f"the one slot of {worker.worker_id} is taken")
-            return Wait(f"all {worker.slots} slots of {worker.worker_id} are taken")
-        return Wait(f"{worker.worker_id} is loading {model}")
-    if any(model in hive.starting for hive in live):
-        return Wait(f"a worker for {model} is being started")
-    fitting = [hive for hive in live if _fits(hive, model)]
-    if not fitting:
-        is_busy = any(hive.workers or hive.starting for hive in live)
-        return Wait("; ".join(_why_not(hive, model) for hive in live), needs_hive=not is_busy)
-    willing = [hive for hive in fitting if model not in hive.refused]
-    if not willing:
-        return Refuse(fitting[0].hive_id)
-    best = max(willing, key=lambda hive: (model in hive.model_sizes, _free_bytes(hive), hive.hive_id))
-    return Start(best.hive_id, f"no worker has {model} loaded, and {best.hive_id} has the memory for it")
+    look = Look(wanted, inventory, now, closed, without)
+    if not any(look.is_live(hive) for hive in look.hives()):
+        return Wait(why_no_hive(list(look.hives()), now), needs_hive=True)
+    return (None if wanted.is_another else _among(look, waited_s)) or _anew(look, waited_s)
 
 
-def can_take(model: str, hives: tuple[HiveSpot, ...], *, without: str) -> bool:
-    """Tell whether a job for `model` has anywhere to go besides one hive."""
-    others = tuple(hive for hive in hives if hive.hive_id != without)
-    decision = place(model, others)
+def can_take(wanted: Wanted, inventory: Inventory, now: float, *, without: str) -> bool:
+    """Tell whether a job has anywhere to go besides one hive."""
+    decision = place(wanted, inventory, now, without=without)
     return isinstance(decision, (Use, Start)) or (isinstance(decision, Wait) and not decision.needs_hive)
 
 
-def memory_needed_bytes(file_bytes: int) -> int:
-    """Return about how much memory a worker takes for a model file of this size."""
-    return int(file_bytes * MEMORY_FACTOR) + MEMORY_BASE_BYTES
+def _among(look: Look, waited_s: float) -> Decision | None:
+    """Decide by the workers of the kind that there are; None where there are none."""
+    serving = look.inventory.serving.get(look.wanted.kind, Serving())
+    model = look.wanted.model
+    for slots_used, worker_id, hive_id in serving.free:
+        if look.is_open(worker_id, hive_id):
+            slots = look.inventory.worker(hive_id, worker_id).slots
+            left = f"{slots - slots_used} of {slots} slots free"
+            return Use(hive_id, worker_id, f"{worker_id} has {model} loaded and {left}")
+    for worker_id, hive_id in serving.loading:
+        if look.is_meant(hive_id):
+            return Wait(f"{worker_id} is loading {model}")
+    for hive_id, start in look.inventory.starts:
+        if start.kind == look.wanted.kind and look.is_meant(hive_id):
+            return Wait(f"a worker for {model} is being started")
+    full = [entry for entry in serving.full if look.is_open(*entry)]
+    if not full:
+        return None
+    worker_id, hive_id = full[0]
+    why = why_full(look.inventory.worker(hive_id, worker_id), len(full))
+    start_another = waited_s >= ADD_AFTER_S and len(full) < (look.wanted.workers_max or 2**31)
+    return (Rooms(look).another(why) if start_another else None) or Wait(why)
 
 
-def why_no_hive(hives: list[HiveSpot]) -> str:
-    """Say, hive by hive, why none can be reached."""
-    if not hives:
-        return "no hive has registered with this queen"
-    return "; ".join(f"{hive.hive_id} has been silent for {hive.silent_s:.0f} s" for hive in hives)
-
-
-def _fits(hive: HiveSpot, model: str) -> bool:
-    size = hive.model_sizes.get(model)
-    return size is None or memory_needed_bytes(size) <= _free_bytes(hive)
-
-
-def _free_bytes(hive: HiveSpot) -> int:
-    """Return the memory that is free, less what the workers that are being started will take of it."""
-    taken = (memory_needed_bytes(hive.model_sizes.get(model, 0)) for model in hive.starting)
-    return max(0, hive.memory_free_bytes - sum(taken))
-
-
-def _why_not(hive: HiveSpot, model: str) -> str:
-    needed = memory_needed_bytes(hive.model_sizes[model])
-    return (
-        f"{hive.hive_id} has {_free_bytes(hive) // 2**20} MiB of memory free, "
-        f"and {model} needs {needed // 2**20} MiB"
-    )
+def _anew(look: Look, waited_s: float) -> Decision:
+    """Decide where a worker is started."""
+    rooms = Rooms(look)
+    start = rooms.start()
+    if start is not None:
+        return start
+    could_ever = rooms.could_ever()
+    if not could_ever:
+        refused = rooms.start(is_refused=True)
+        if refused is not None:
+            return Refuse(refused.hive_id)
+    claim = rooms.claim() if could_ever and waited_s >= CLAIM_AFTER_S else None
+    return Wait(why_no_room(look), needs_hive=not could_ever, claim=claim)

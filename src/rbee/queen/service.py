@@ -11,6 +11,7 @@ from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.model_settings import ModelTable, SettingsInForce
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
+from rbee.contracts.states import JobState
 from rbee.errors import RbeeError, UnavailableError
 from rbee.jobs import JobRegistry, JobRunner
 from rbee.jobs.records import JobRecord
@@ -30,11 +31,14 @@ from rbee.queen.ingest import Ingest
 from rbee.queen.leftovers import Leftovers
 from rbee.queen.old_requests import OldRequests
 from rbee.queen.patience import Stories
+from rbee.queen.preloads import Preloads
 from rbee.queen.relay import Relay
 from rbee.queen.settings import QueenSettings
 from rbee.queen.starts import WorkerStarter
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import WorkerBook
+
+OWN_QUEUED_MAX = 2**31
 
 
 class QueenService:
@@ -62,7 +66,10 @@ class QueenService:
         )
         crash_loops = CrashLoops()
         starter = WorkerStarter(settings, book, workers, hives, crash_loops)
-        dispatcher = self.dispatcher = Dispatcher(settings, book, workers, starter, crash_loops)
+        dispatcher = self.dispatcher = Dispatcher(
+            settings, self.models, book, workers, starter, crash_loops, self._evict
+        )
+        registry.positions = dispatcher.positions
         worker_api = WorkerApi(session, book)
         answering = Answering(settings, book, workers, worker_api, self._stop_stuck, dispatcher.can_move)
         infer = InferHandler(registry, workers, dispatcher, answering)
@@ -70,7 +77,10 @@ class QueenService:
         handlers: dict[type[Any], Any] = {Infer: infer, **commands.handlers()}
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
-        self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
+        self._idle = IdleWorkers(
+            book, workers, models=self.models, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle
+        )
+        self._preloads = Preloads(self.models, book, dispatcher.wanted, dispatcher.inventory, self._preload)
         self._old_requests = OldRequests(book, workers, worker_api)
         limits = Limits(
             days=settings.retention_days, jobs=settings.retention_jobs, size_bytes=settings.retention_bytes
@@ -88,6 +98,7 @@ class QueenService:
             group.create_task(self._idle.run())
             group.create_task(self._old_requests.run())
             group.create_task(self._retention.run())
+            group.create_task(self._preloads.run())
             group.create_task(self.dispatcher.turns.run())
             await asyncio.Event().wait()
 
@@ -109,8 +120,11 @@ class QueenService:
         principal: str,
         idempotency_key: str | None = None,
         is_kept: bool = True,
+        is_own: bool = False,
     ) -> JobRecord:
         """Make a job of a request; on disk when this returns.
+
+        The queen's own jobs that others wait for (`is_own`) are accepted however many wait.
 
         Raises:
             UnavailableError: The queen is stopping.
@@ -140,6 +154,7 @@ class QueenService:
             hive_id=getattr(operation, "hive_id", None),
             idempotency_key=idempotency_key,
             is_kept=is_kept,
+            queued_max=OWN_QUEUED_MAX if is_own else None,
             events=[narration_event(line) for line in lines],
         )
         if record.job_id == job_id:
@@ -148,8 +163,11 @@ class QueenService:
         return record
 
     def launch(self, record: JobRecord, operation: AnyOperation) -> None:
-        """Start an accepted job, unless it has ended or runs already (a repeated submit)."""
-        if not record.is_ended:
+        """Start an accepted job, unless it has ended or runs already (a repeated submit).
+
+        One that was accepted while the queen began to stop is left on disk for her next start.
+        """
+        if not record.is_ended and not self.is_closing:
             self.runner.launch(record, operation)
 
     def _model_of(self, operation: AnyOperation) -> str | None:
@@ -176,8 +194,7 @@ class QueenService:
 
     # On its own
 
-    async def _stop_idle(self, worker_id: str) -> None:
-        idle_s = self.workers.keep_alive_s(worker_id, self.settings.keep_alive_s)
+    async def _stop_idle(self, worker_id: str, idle_s: float) -> None:
         said = f"{worker_id} has been idle for {idle_s:g} s."
         await self._stop_worker("queen_stop_idle", said, WorkerStop(worker_id=worker_id))
 
@@ -187,23 +204,50 @@ class QueenService:
         )
         await self._stop_worker("queen_stop_stuck", said, WorkerStop(worker_id=worker_id, drain_s=0))
 
-    async def _stop_worker(self, action: str, message: str, operation: WorkerStop) -> None:
+    async def _evict(self, worker_id: str, message: str) -> bool:
+        """Stop an idle worker to make room, and wait for its end; tells whether it is gone."""
+        record = await self._stop_worker(
+            "queen_evict", message, WorkerStop(worker_id=worker_id), is_waited_for=True
+        )
+        return record is not None and (await self.registry.wait(record.job_id)).state is JobState.COMPLETED
+
+    async def _stop_worker(
+        self, action: str, message: str, operation: WorkerStop, *, is_waited_for: bool = False
+    ) -> JobRecord | None:
         """Stop a worker by a job of the queen's own; from here on nothing more is placed on the worker."""
         self.workers.drain(operation.worker_id)
         with scope(job_id=None, correlation_id=None, model=None):
-            narrate(action, message, worker_id=operation.worker_id)
-            try:
-                record = await self.accept(
-                    operation,
-                    correlation_id=new_correlation_id(),
-                    is_correlation_id_replaced=False,
-                    principal="queen",
-                )
-            except RbeeError as error:  # too many jobs, a full disk, the queen's end: the next look tries again
-                self.workers.undrain(operation.worker_id)
-                narrate("queen_stop_refused", f"It could not be asked for: {error.message}", level="warning")
-            else:
-                self.launch(record, operation)
+            if not is_waited_for:  # else the job that waits has been told
+                narrate(action, message, worker_id=operation.worker_id)
+            record = await self._accept_own(operation, "queen_stop_refused", is_waited_for=is_waited_for)
+        if record is None:  # the next look tries again
+            self.workers.undrain(operation.worker_id)
+        return record
+
+    async def _preload(self, operation: WorkerSpawn) -> JobState | None:
+        """Start a worker by a job of the queen's own; returns how it ended, None where it was not accepted."""
+        with scope(job_id=None, correlation_id=None, model=None):
+            narrate("queen_preload", f"{operation.model} is to be kept loaded, and there is room for it.")
+            record = await self._accept_own(operation, "queen_preload_refused")
+        return None if record is None else (await self.registry.wait(record.job_id)).state
+
+    async def _accept_own(
+        self, operation: WorkerStop | WorkerSpawn, refused: str, *, is_waited_for: bool = False
+    ) -> JobRecord | None:
+        """Accept and start a job of the queen's own; None, and told, where that cannot be."""
+        try:
+            record = await self.accept(
+                operation,
+                correlation_id=new_correlation_id(),
+                is_correlation_id_replaced=False,
+                principal="queen",
+                is_own=is_waited_for,
+            )
+        except RbeeError as error:
+            narrate(refused, f"It could not be asked for: {error.message}", level="warning")
+            return None
+        self.launch(record, operation)
+        return record
 
 
 def _describe(operation: AnyOperation, model: str | None) -> str:

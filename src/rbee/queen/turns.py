@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rbee.contracts.states import JobState
 from rbee.errors import StorageError, UnavailableError
+from rbee.jobs.runner import narration_event
 from rbee.narration import scope
-from rbee.queen.scheduler import Wait
+from rbee.narration.emit import compose, emit
+from rbee.queen.decisions import Wait
 from rbee.queen.tickets import Ticket
 
 TELL_EVERY_S = 1.0
@@ -35,7 +38,7 @@ class Turns:
 
     async def _tell_changes(self) -> None:
         just_told = asyncio.get_running_loop().time() - TELL_EVERY_S
-        positions = self._positions()
+        positions = self.positions()
         async with asyncio.TaskGroup() as group:
             for ticket in self._tickets:
                 position = positions.get(ticket.job.job_id)
@@ -44,9 +47,9 @@ class Turns:
 
     async def tell(self, ticket: Ticket) -> None:
         """Tell one job now."""
-        await self._tell(ticket, self._positions().get(ticket.job.job_id))
+        await self._tell(ticket, self.positions().get(ticket.job.job_id))
 
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> Mapping[str, int]:
         """Return the turn of each job that is queued, 1 for the next; the same as `queue_position` of its view."""
         queued = (
             ticket.job.job_id
@@ -61,10 +64,13 @@ class Turns:
             return
         ticket.told, ticket.told_at = subject(wait, position), asyncio.get_running_loop().time()
         record = ticket.job.record
-        fields = {} if position is None else {"queue_position": position}
+        fields: dict[str, Any] = {} if position is None else {"queue_position": position}
         try:
+            message = sentence(ticket.model, wait, position)
             with scope(job_id=record.job_id, correlation_id=record.correlation_id, model=record.model):
-                await ticket.job.narrate("queen_wait", sentence(ticket.model, wait, position), **fields)
+                line = compose("queen_wait", message, **fields)
+            await ticket.job.update(message=message, events=[narration_event(line)])
+            emit(line)
         except (StorageError, UnavailableError):  # it waits on all the same, and is told at the next look
             ticket.told = before
 

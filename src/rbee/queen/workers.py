@@ -72,6 +72,7 @@ class WorkerBook:
         self._draining: set[str] = set()
         self._keep_alive_s: dict[str, float] = {}
         self._moved_at: dict[str, float] = {}
+        self._listeners: list[Callable[[str], None]] = []
         self._freed = asyncio.Event()
         self._moved = asyncio.Event()
         self._settling = asyncio.Lock()
@@ -112,12 +113,25 @@ class WorkerBook:
         if self._records.pop(worker_id, None) is not None:
             await self._registry.store.forget_worker(worker_id)
 
+    def is_starting(self, worker_id: str) -> bool:
+        """Tell whether somebody waits for the worker's start."""
+        return worker_id in self._starts
+
     # Slots
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have a function called with the worker when the jobs on it change, or whether it is placed on."""
+        self._listeners.append(listener)
+
+    def _tell(self, worker_id: str) -> None:
+        for listener in self._listeners:
+            listener(worker_id)
 
     def place(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> Placement:
         """Let a worker speak of a job from now on."""
         placement = Placement(job_id, worker_id, hive_id, attempt, model)
         self._placements.setdefault(worker_id, {})[job_id] = placement
+        self._tell(worker_id)
         return placement
 
     def remove(self, placement: Placement) -> None:
@@ -127,11 +141,20 @@ class WorkerBook:
             del placed[placement.job_id]
             if not placed:
                 del self._placements[placement.worker_id]
-            self._tell_freed()
+            self._tell_freed(placement.worker_id)
 
-    def _tell_freed(self) -> None:
+    def _tell_freed(self, worker_id: str) -> None:
         freed, self._freed = self._freed, asyncio.Event()
         freed.set()
+        self._tell(worker_id)
+
+    async def freed(self, timeout_s: float) -> None:
+        """Wait until a slot becomes free, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._freed.wait()
+        except TimeoutError:
+            pass
 
     def slots_used(self, worker_id: str) -> int:
         """Return how many jobs are on a worker, those counted that it may still be answering for nobody."""
@@ -142,6 +165,7 @@ class WorkerBook:
         """Take note of an attempt that was given up while its worker may still be at it."""
         self._superseded.append(placement)
         del self._superseded[:-SUPERSEDED_MAX]
+        self._tell(placement.worker_id)
 
     def stray(self, worker_id: str, hive_id: str, line: SourceLine) -> None:
         """Take note of an answer that nobody waits for, by the first refused line of it.
@@ -164,7 +188,7 @@ class WorkerBook:
         """Take note that a request was stopped, or went with its worker."""
         if placement in self._superseded:
             self._superseded.remove(placement)
-            self._tell_freed()
+            self._tell_freed(placement.worker_id)
 
     def keep_alive_s(self, worker_id: str, default_s: float) -> float:
         """Return how long a worker may be idle: as its start or the last job on it asked, else the default."""
@@ -178,10 +202,12 @@ class WorkerBook:
     def drain(self, worker_id: str) -> None:
         """Have nothing more placed on a worker."""
         self._draining.add(worker_id)
+        self._tell(worker_id)
 
     def undrain(self, worker_id: str) -> None:
         """Let a worker be placed on again, if it still lives."""
         self._draining.discard(worker_id)
+        self._tell(worker_id)
 
     def is_draining(self, worker_id: str) -> bool:
         """Tell whether nothing more is placed on a worker."""

@@ -57,6 +57,7 @@ def heartbeat(
     boot_id: str = "boot1",
     free: int = 8 * GIB,
     models: dict[str, int] | None = None,
+    workers_max: int | None = None,
 ) -> Heartbeat:
     """Return a hive's heartbeat."""
     sizes = {MODEL: GIB} if models is None else models
@@ -75,6 +76,7 @@ def heartbeat(
         devices=[],
         models=[ModelInfo(model=model, size_bytes=size, path=f"/{model}") for model, size in sizes.items()],
         workers=list(workers),
+        workers_max=workers_max,
     )
 
 

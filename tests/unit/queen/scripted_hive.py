@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.ids import new_boot_id, new_id
+from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.operations import (
     AnyOperation,
     HiveCheck,
@@ -54,6 +55,7 @@ class ScriptedHive:
         may_go_on: Commands wait for it; set at first.
         failure: What commands fail with.
         workers: What its heartbeats say of workers.
+        workers_max: What they say of how many it may have.
         asked: The bodies and headers of the answers that were asked of its workers.
         refusals: What its workers refuse the next answers with.
         accepted: The ids of the requests that its workers took on.
@@ -70,6 +72,7 @@ class ScriptedHive:
         self.boot_id = new_boot_id()
         self.url = ""
         self.free = free
+        self.workers_max: int | None = None
         self.models = models
         self.registry = registry
         self.commands: list[Operation] = []
@@ -135,7 +138,12 @@ class ScriptedHive:
     def beat(self, *, url: str | None = None) -> None:
         """Send a heartbeat."""
         beat = heartbeat(
-            *self.workers, url=url or self.url, boot_id=self.boot_id, free=self.free, models=self.models
+            *self.workers,
+            url=url or self.url,
+            boot_id=self.boot_id,
+            free=self.free,
+            models=self.models,
+            workers_max=self.workers_max,
         )
         self._service.book.beat(self.hive_id, beat)
 
@@ -250,9 +258,10 @@ class Queen:
         await hive.serve()
         return hive
 
-    async def live_hive(self, **values: Any) -> ScriptedHive:
+    async def live_hive(self, *, workers_max: int | None = None, **values: Any) -> ScriptedHive:
         """Start a hive that is live."""
         hive = await self.hive(**values)
+        hive.workers_max = workers_max
         hive.beat()
         return hive
 
@@ -337,7 +346,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def queen_of(home: Path, registry: JobRegistry | None = None, **settings: Any) -> AsyncIterator[Queen]:
+async def queen_of(
+    home: Path, registry: JobRegistry | None = None, models: ModelTable | None = None, **settings: Any
+) -> AsyncIterator[Queen]:
     """Give a queen that runs; a registry that is given stays open."""
     values = {"hive_stale_s": 600.0, "hive_lost_s": 700.0, "hive_timeout_s": 5.0, "stop_grace_s": 5.0, **settings}
     with captured_narration("queen") as sink:
@@ -346,7 +357,7 @@ async def queen_of(home: Path, registry: JobRegistry | None = None, **settings: 
                 registry = JobRegistry.open(None)
                 stack.push_async_callback(registry.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            service = QueenService(QueenSettings(home=home, **values), registry, session, new_boot_id())
+            service = QueenService(QueenSettings(home=home, **values), registry, session, new_boot_id(), models)
             await service.open()
             background = asyncio.ensure_future(service.run())
             inner = await stack.enter_async_context(AsyncExitStack())

@@ -23,6 +23,18 @@ async def test_stop_of_an_idle_worker_is_forwarded_at_once(whole_queen: Queen) -
     assert "queen_drain" not in await whole_queen.said(job_id)
 
 
+async def test_stopped_worker_is_not_placed_on_though_a_heartbeat_still_names_it(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    worker_id = hive.has_worker()
+    listed = list(hive.workers)
+    await whole_queen.end(await whole_queen.submit(WorkerStop(worker_id=worker_id)))
+
+    hive.workers = listed
+    hive.beat()
+
+    assert await whole_queen.until_running(await whole_queen.infer()) != worker_id
+
+
 async def test_stop_waits_for_the_answers_and_places_nothing_more(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     worker_id = hive.has_worker()

@@ -81,7 +81,7 @@ def _waiting(queen: Queen) -> list[str]:
     """Return the jobs that share a start that has begun."""
     return [
         job_id
-        for starting in queen.service.dispatcher._starting.values()
+        for starting in queen.service.dispatcher.launches.under_way.values()
         if starting.task is not None
         for job_id in starting.waiting()
     ]
@@ -115,7 +115,7 @@ async def test_start_that_nobody_waits_for_any_more_is_cancelled_at_the_hive(who
     await until(lambda: not hive.runner.running)
 
     assert (await hive.registry.get(spawned)).state is JobState.CANCELLED
-    await until(lambda: not whole_queen.service.dispatcher._starting)
+    await until(lambda: not whole_queen.service.dispatcher.launches.under_way)
 
 
 async def test_job_that_comes_while_a_start_is_being_cancelled_gets_one_of_its_own(whole_queen: Queen) -> None:
@@ -298,7 +298,7 @@ async def test_job_whose_worker_was_taken_and_died_starts_another(tmp_path: Path
         await until(lambda: urgent in _waiting(queen))
         hive.may_go_on.set()
         dying = await queen.until_running(urgent)
-        await until(lambda: not queen.service.dispatcher._starting)
+        await until(lambda: not queen.service.dispatcher.launches.under_way)
 
         hive.workers.clear()
         hive.beat()
@@ -341,3 +341,33 @@ async def test_queen_that_stops_gives_up_its_starts_and_leaves_the_job_queued(tm
 
     assert (await registry.get(job_id)).state is JobState.QUEUED
     await registry.close()
+
+
+async def test_start_that_is_cancelled_before_its_first_step_keeps_nothing(whole_queen: Queen) -> None:
+    await whole_queen.live_hive()
+    job_id = await whole_queen.infer()
+    launches = whole_queen.service.dispatcher.launches
+    await until(lambda: any(starting.task is not None for starting in launches.under_way.values()))
+    [starting] = launches.under_way.values()
+    assert starting.task is not None
+
+    again = asyncio.get_running_loop().create_task(launches._do(starting, []))
+    again.add_done_callback(lambda task: launches._done(starting))
+    again.cancel()
+    await until(again.done)
+
+    await whole_queen.service.runner.cancel(job_id)
+    await until(lambda: not launches.under_way)
+
+
+async def test_higher_priority_is_worth_a_minute_of_waiting_for_each_step(whole_queen: Queen) -> None:
+    """Also its view says so: whoever has waited longer than that goes first."""
+    began_at = whole_queen.registry.now()
+    jobs = []
+    for after_s, priority in ((0, 0), (119, 2), (121, 2)):
+        whole_queen.registry._clock = lambda after_s=after_s: began_at + after_s  # type: ignore[misc]
+        jobs.append(await whole_queen.infer(priority=priority))
+    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 3)
+
+    assert [ticket.job.job_id for ticket in whole_queen.service.dispatcher._tickets] == [jobs[1], jobs[0], jobs[2]]
+    assert [(await whole_queen.registry.view(job_id)).queue_position for job_id in jobs] == [2, 1, 3]

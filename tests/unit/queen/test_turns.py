@@ -13,7 +13,7 @@ from rbee.errors import StorageFullError
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import Committed
 from rbee.queen import turns
-from rbee.queen.scheduler import Wait
+from rbee.queen.decisions import Wait
 from rbee.queen.turns import sentence, subject
 from tests.unit.queen.queen_stage import MODEL
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
@@ -137,12 +137,12 @@ async def test_job_that_cannot_be_told_for_want_of_space_waits_on_and_is_told_la
     _, _, _, [first, second] = await _full_worker(whole_queen, 2)
     has_failed = asyncio.Event()
 
-    async def full(*values: Any) -> bool:
+    async def full(*values: Any, **more: Any) -> bool:
         has_failed.set()
         raise StorageFullError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whole_queen.registry, "append", full)
+        patch.setattr(whole_queen.registry, "update", full)
         await whole_queen.service.runner.cancel(first)
         async with asyncio.timeout(5):
             await has_failed.wait()
