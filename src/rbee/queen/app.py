@@ -18,9 +18,9 @@ from rbee.http.auth import Door, is_loopback
 from rbee.http.job_routes import JobRoutes, log_events_endpoint, log_stream_endpoint
 from rbee.http.routes import Route, build_app, read_body, read_bytes
 from rbee.jobs.records import JobRecord
+from rbee.queen.api_routes import ApiRoutes
 from rbee.queen.hives import hive_view, worker_view
 from rbee.queen.ingest import BATCH_BYTES_MAX
-from rbee.queen.openai_routes import OpenAIRoutes
 from rbee.queen.service import QueenService
 
 
@@ -211,5 +211,5 @@ def make_app(service: QueenService, url: str) -> ASGIApp:
     hosts = {*settings.allowed_hosts, *([] if is_loopback(settings.host) else [settings.host])}
     door = Door(api_key=settings.api_key, hosts=frozenset(hosts), origins=frozenset(settings.allowed_origins))
     jobs = JobRoutes(service.registry, service.runner, lambda request: submit(service, request))
-    table = [*jobs.table(), *QueenRoutes(service, url).table(), *OpenAIRoutes(service).table()]
+    table = [*jobs.table(), *QueenRoutes(service, url).table(), *ApiRoutes(service).table()]
     return build_app(table, door, title="rbee queen")
