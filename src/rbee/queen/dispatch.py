@@ -56,7 +56,7 @@ class Dispatcher:
         self._starter = starter
         self._tickets: list[Ticket] = []
         self.turns = Turns(self._tickets)
-        self._starting: dict[tuple[str, str], Starting] = {}
+        self._starting: dict[tuple[str, str, Purpose], Starting] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._pumped_at = 0.0
         book.listen(self.pump)
@@ -70,11 +70,11 @@ class Dispatcher:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def inventory(self) -> tuple[HiveSpot, ...]:
-        """Return what placement decides on: every hive as it is now, with this queen's own placements."""
-        return tuple(self._spot(hive) for hive in self._book.hives())
+    def inventory(self, purpose: Purpose = "generate") -> tuple[HiveSpot, ...]:
+        """Return what placement decides on: every hive as it is now, with its workers for one purpose."""
+        return tuple(self._spot(hive, purpose) for hive in self._book.hives())
 
-    def _spot(self, hive: Hive) -> HiveSpot:
+    def _spot(self, hive: Hive, purpose: Purpose) -> HiveSpot:
         beat = hive.heartbeat
         return HiveSpot(
             hive_id=hive.hive_id,
@@ -82,7 +82,9 @@ class Dispatcher:
             silent_s=self._book.silent_s(hive),
             memory_free_bytes=beat.machine.memory_free_bytes,
             model_sizes={model.model: model.size_bytes for model in beat.models},
-            starting=frozenset(model for hive_id, model in self._starting if hive_id == hive.hive_id),
+            starting=frozenset(
+                model for hive_id, model, wanted in self._starting if (hive_id, wanted) == (hive.hive_id, purpose)
+            ),
             refused=frozenset(self._crash_loops.refused(hive.hive_id)),
             workers=tuple(
                 WorkerSpot(
@@ -94,6 +96,7 @@ class Dispatcher:
                 )
                 for worker in self._book.workers()
                 if worker.hive.hive_id == hive.hive_id
+                and worker.info.purpose == purpose
                 and worker.info.state in {WorkerState.STARTING, WorkerState.READY}
                 and not self._workers.is_draining(worker.worker_id)
             ),
@@ -213,22 +216,23 @@ class Dispatcher:
         """Give every place that is free to the job whose turn it is."""
         self._pumped_at = asyncio.get_running_loop().time()
         self._leave_lost_starts()
-        inventory = self.inventory()
-        waits: dict[str, Wait] = {}  # what one job waits for, the next one of the same model waits for as well
+        waits: dict[
+            tuple[str, Purpose], Wait
+        ] = {}  # what one job waits for, the next one of the same model waits for as well
         for ticket in self._tickets:
             if not ticket.is_waiting:
                 continue
-            decision = waits.get(ticket.model) or place(ticket.model, inventory)
+            asked = ticket.model, ticket.purpose
+            decision = waits.get(asked) or place(ticket.model, self.inventory(ticket.purpose))
             if isinstance(decision, Wait):
-                waits[ticket.model] = decision
+                waits[asked] = decision
             if self._follow(ticket, decision):
-                inventory = self.inventory()
                 waits.clear()
 
     def _leave_lost_starts(self) -> None:
         """Give up the starts on hives that are lost, where the jobs that wait have another one to go to."""
         for starting in list(self._starting.values()):
-            hive_id, model = starting.key
+            hive_id, model, _ = starting.key
             hive = next((hive for hive in self._book.hives() if hive.hive_id == hive_id), None)
             is_lost = hive is not None and self._book.state_of(hive) is HiveState.LOST
             if is_lost and self.can_move(model, hive_id):
@@ -274,7 +278,7 @@ class Dispatcher:
         """Let a job share the fate of the start that it waits for."""
         if ticket.starting is None:
             for starting in self._starting.values():
-                if starting.owner.model == ticket.model:
+                if (starting.owner.model, starting.owner.purpose) == (ticket.model, ticket.purpose):
                     ticket.starting = starting
                     starting.tickets.append(ticket)
                     return
@@ -313,6 +317,7 @@ class Dispatcher:
         wanted = WorkerSpawn(
             model=starting.owner.model,
             worker_id=starting.worker_id,
+            purpose=starting.owner.purpose,
             slots=self._settings.slots,
             context_tokens=self._settings.context_tokens,
         )

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rbee.client.answers import read_bounded
-from rbee.contracts.operations import Generation
+from rbee.contracts.operations import ApiCall, Generation
 from rbee.errors import (
     HiveLostError,
     InternalError,
@@ -56,11 +56,12 @@ class Relay:
 
         A worker that is lost before its first byte is replaced, as often as the call may be placed.
         """
-        assert job.record.model is not None
+        operation = job.operation
+        assert job.record.model is not None and isinstance(operation, ApiCall)
         failed_starts = 0
         while True:
             try:
-                placement = await self._dispatcher.acquire(job, job.record.model)
+                placement = await self._dispatcher.acquire(job, job.record.model, purpose=operation.purpose)
             except StartFailedError as failed:
                 failed_starts += 1
                 if not isinstance(failed.cause, NOT_STARTED) or not _may_try(job, failed_starts):

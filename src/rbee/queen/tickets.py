@@ -64,9 +64,9 @@ class Starting:
         self.task: asyncio.Task[None] | None = None
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Hive and model."""
-        return self.decision.hive_id, self.owner.model
+    def key(self) -> tuple[str, str, Purpose]:
+        """Hive, model and purpose."""
+        return self.decision.hive_id, self.owner.model, self.owner.purpose
 
     def say(self, phase: Phase) -> None:
         """Take note of how far it is, for the jobs that wait."""
