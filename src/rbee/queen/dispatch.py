@@ -136,6 +136,7 @@ class Dispatcher:
             raise
         finally:
             self._leave(ticket)
+        self._workers.ask_keep_alive(placement.worker_id, getattr(job.operation, "keep_alive", None))
         return placement
 
     def release(self, placement: Placement) -> None:
