@@ -79,7 +79,14 @@ async def _serve(
     client, desk = EngineClient(address), Desk(settings.slots)
     try:
         async with asyncio.TaskGroup() as kept:
-            front = Front(engine=client, desk=desk, kept=kept, sink=sink, worker_id=settings.worker_id)
+            front = Front(
+                engine=client,
+                desk=desk,
+                kept=kept,
+                sink=sink,
+                worker_id=settings.worker_id,
+                model=settings.shown_model,
+            )
             context_tokens = await client.context_tokens() or settings.context_tokens
             async with serving(front_app(front, settings.worker_token), sock, stop_grace_s=_CLOSE_S):
                 with _story(settings):
