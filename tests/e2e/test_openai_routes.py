@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any, Literal
 
@@ -74,8 +75,24 @@ async def test_vectors_are_the_same_in_either_encoding_and_shortened_to_length_o
     assert all(abs(length(one.embedding) - 1) < 1e-3 for one in short.data)
     shrunk = [number / length(whole[:8]) for number in whole[:8]]
     for one in (short.data[0], short_floats.data[0]):
-        assert one.embedding == pytest.approx(shrunk, abs=1e-2)
+        assert one.embedding == pytest.approx(shrunk, abs=1e-3)
     assert too_many.value.param == "dimensions"
+
+
+async def test_vector_of_a_text_does_not_depend_on_what_is_embedded_with_it(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    """Alone, among others of one call, and beside other calls: the same to a thousandth."""
+    texts = [*TEXTS, "one two three four five six seven eight nine ten", "x"]
+    alone = [(await openai_client.embeddings.create(model=MODEL, input=text)).data[0].embedding for text in texts]
+    together = await openai_client.embeddings.create(model=MODEL, input=texts)
+    beside = await asyncio.gather(
+        *(openai_client.embeddings.create(model=MODEL, input=text) for text in [*texts, *texts])
+    )
+    for number, vector in enumerate(alone):
+        assert together.data[number].embedding == pytest.approx(vector, abs=1e-3)
+        for again in (beside[number], beside[number + len(texts)]):
+            assert again.data[0].embedding == pytest.approx(vector, abs=1e-3)
 
 
 async def test_embedding_of_nothing_is_refused_without_a_job(openai_client: openai.AsyncOpenAI) -> None:

@@ -87,7 +87,8 @@ async def _serve(
                 worker_id=settings.worker_id,
                 model=settings.shown_model,
             )
-            context_tokens = await client.context_tokens() or settings.context_tokens
+            told = await client.context_tokens() or settings.context_tokens
+            context_tokens = min(told, settings.context_tokens)  # one that embeds tells the room of all its slots
             async with serving(front_app(front, settings.worker_token), sock, stop_grace_s=_CLOSE_S):
                 with _story(settings):
                     _say_ready(settings, url_of(sock), context_tokens, load_s)
