@@ -78,21 +78,19 @@ async def test_stream_helper_puts_the_message_together(anthropic_client: anthrop
 
 
 async def test_stop_sequence_ends_the_message_before_it(anthropic_client: anthropic.AsyncAnthropic) -> None:
-    """What comes before it is what would have come without it."""
+    """Whole and streamed: it does not come itself, and is told to be what ended the message."""
 
-    async def ask(**more: Any) -> tuple[str, str | None]:
-        message = await anthropic_client.messages.create(
-            model=MODEL,
-            max_tokens=24,
-            messages=STORY,
-            extra_body={"temperature": 0, "cache_prompt": False},
-            **more,
-        )
-        return "".join(block.text for block in message.content if block.type == "text"), message.stop_reason
-
-    text, _ = await ask()
-    word = text.split()[4]
-    assert await ask(stop_sequences=[word]) == (text.partition(word)[0], "stop_sequence")
+    async with anthropic_client.messages.stream(
+        model=MODEL, max_tokens=200, messages=STORY, stop_sequences=["e"]
+    ) as stream:
+        streamed = await stream.get_final_message()
+    whole = await anthropic_client.messages.create(
+        model=MODEL, max_tokens=200, messages=STORY, stop_sequences=["e"]
+    )
+    for message in (whole, streamed):
+        text = "".join(block.text for block in message.content if block.type == "text")
+        assert "e" not in text
+        assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "e")
 
 
 async def test_tokens_are_counted_by_a_job_of_their_own(
@@ -101,10 +99,8 @@ async def test_tokens_are_counted_by_a_job_of_their_own(
     """`count_tokens` says what the same call's usage says."""
     raw = await anthropic_client.messages.with_raw_response.count_tokens(model=MODEL, messages=STORY)
     counted = (await raw.parse()).input_tokens
-    message = await anthropic_client.messages.create(
-        model=MODEL, max_tokens=1, messages=STORY, extra_body={"cache_prompt": False}
-    )
-    assert counted == message.usage.input_tokens
+    used = (await anthropic_client.messages.create(model=MODEL, max_tokens=1, messages=STORY)).usage
+    assert counted == used.input_tokens + (used.cache_read_input_tokens or 0)
     await api_stack.log(raw.headers["x-job-id"])
     async with api_stack.client() as client:
         job = await client.job(raw.headers["x-job-id"])

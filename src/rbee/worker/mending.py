@@ -82,24 +82,26 @@ class Mender:
 
     def frames(self, whole: bytes) -> bytes:
         """Mend some whole frames of a stream."""
-        if self._chunks is not None:
+        if self._chunks is not None and self._chunks.mark in whole:
             whole = b"".join(self._chunks.frame(data) for data in frames_data(whole))
         return self.named(whole)
 
     def chunk(self, chunk: Chunk) -> Chunk:
         """Mend one chunk of an answer that is kept, of which each has its line."""
         mended = self._chunks.chunk(chunk) if isinstance(self._chunks, _ResponseEvents) else chunk
-        return self.whole(mended) if self._is_renamed else mended
+        if self._is_renamed or isinstance(self._chunks, _StopSequence):
+            return self.whole(mended)
+        return mended
 
     def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the model's name into an answer, wherever it has one."""
+        """Mend an answer that is whole, or a chunk: the model's name wherever it has one, and why it stopped."""
         named = {"model": self.model} if "model" in answer else {}
         inner = {
             key: {**answer[key], "model": self.model}
             for key in ("response", "message")
             if isinstance(answer.get(key), dict) and "model" in answer[key]
         }
-        return {**answer, **named, **inner}
+        return _rightly_stopped({**answer, **named, **inner})
 
     def named(self, data: bytes) -> bytes:
         """Put the model's name into JSON; in the text of an answer these quotes would be escaped."""
@@ -110,6 +112,10 @@ class Mender:
 
 
 class _Chunks(Protocol):
+    """Mends the chunks of frames that hold `mark`."""
+
+    mark: bytes
+
     def frame(self, data: bytes) -> bytes:
         """Return the frame of one chunk; nothing where it has none."""
 
@@ -120,6 +126,8 @@ def _chunks_of(path: str, asked: Mapping[str, Any]) -> _Chunks | None:
         return _ResponseEvents()
     if path == COMPLETIONS:
         return _NoNulls()
+    if path == MESSAGES:
+        return _StopSequence()
     if path == CHAT and isinstance(choices, int) and choices > 1:
         return _OneUsage()
     return None
@@ -128,12 +136,41 @@ def _chunks_of(path: str, asked: Mapping[str, Any]) -> _Chunks | None:
 class _NoNulls:
     """Leaves out the `null` that stands where a choice has no first words."""
 
+    mark = b"data: null"
+
     def frame(self, data: bytes) -> bytes:
         return b"" if data == b"null" else b"data: " + data + b"\n\n"
 
 
+class _StopSequence:
+    """Says that it was a stop sequence that ended a message, where the engine names one but not as the reason."""
+
+    mark = b'"stop_sequence":"'
+
+    def frame(self, data: bytes) -> bytes:
+        chunk = _decode(data)
+        kind = chunk.get("type") if isinstance(chunk, dict) else None
+        if isinstance(chunk, dict) and _is_wrongly_stopped(chunk.get("delta")):
+            data = _encode(_rightly_stopped(chunk))
+        return (b"event: " + kind.encode() + b"\n" if isinstance(kind, str) else b"") + b"data: " + data + b"\n\n"
+
+
+def _is_wrongly_stopped(told: Any) -> bool:
+    return isinstance(told, dict) and bool(told.get("stop_sequence")) and told.get("stop_reason") == "end_turn"
+
+
+def _rightly_stopped(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer or its last delta with the reason it has."""
+    delta = answer.get("delta")
+    if _is_wrongly_stopped(delta):
+        answer = {**answer, "delta": {**answer["delta"], "stop_reason": "stop_sequence"}}
+    return {**answer, "stop_reason": "stop_sequence"} if _is_wrongly_stopped(answer) else answer
+
+
 class _OneUsage:
     """Makes the usage of several choices, told for each of them, the one of them all, told last."""
+
+    mark = b""
 
     def __init__(self) -> None:
         self._last: dict[str, Any] | None = None
@@ -161,6 +198,8 @@ class _OneUsage:
 
 class _ResponseEvents:
     """Numbers the events of the Responses API, their items and their parts, where the engine does not."""
+
+    mark = b""
 
     def __init__(self) -> None:
         self._number = 0

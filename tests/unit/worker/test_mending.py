@@ -139,3 +139,21 @@ def test_events_that_an_engine_numbers_itself_stay_as_they_are() -> None:
         "content_index": 2,
     }
     assert data(Mender(RESPONSES, {}, OWN).frames(frame(said, "response.output_text.delta"))) == [said]
+
+
+def test_stop_sequence_is_the_reason_where_one_ended_the_message() -> None:
+    """The engine names it, and calls it the end of a turn all the same; other endings stay."""
+    wrong = {"stop_reason": "end_turn", "stop_sequence": "e"}
+    right = {**wrong, "stop_reason": "stop_sequence"}
+    ended = {"stop_reason": "end_turn", "stop_sequence": None}
+    mender = Mender("/v1/messages", {}, OWN)
+    stop = frame({"type": "message_stop"}, "message_stop")
+    said = frame({"type": "message_delta", "delta": wrong, "usage": {}}, "message_delta") + stop
+    assert mender.frames(said) == (
+        frame({"type": "message_delta", "delta": right, "usage": {}}, "message_delta") + stop
+    )
+    assert mender.whole({"type": "message", **wrong}) == {"type": "message", **right}
+    assert mender.chunk({"type": "message_delta", "delta": wrong}) == {"type": "message_delta", "delta": right}
+    untouched = frame({"type": "message_delta", "delta": ended}, "message_delta") + stop
+    assert mender.frames(untouched) is untouched
+    assert mender.whole({"type": "message", **ended}) == {"type": "message", **ended}
