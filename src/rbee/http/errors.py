@@ -21,6 +21,11 @@ ErrorShape = Literal["openai", "anthropic"]
 
 _shape: contextvars.ContextVar[ErrorShape] = contextvars.ContextVar("rbee_error_shape", default="openai")
 
+# Where nobody knows better.
+RETRY_AFTER_S = 1.0
+
+# Deadlines that only a caller sets: whether there is more time is for them to say, not for their client's retries.
+_CALLERS_OWN = frozenset({"timeout", "queue_timeout"})
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -44,9 +49,13 @@ def errors_shaped(shape: ErrorShape) -> Iterator[None]:
 
 def error_response(error: RbeeError, *, job_id: str | None = None) -> Response:
     """Make the answer that tells a caller of an error."""
-    headers = {"x-should-retry": "true" if error.retryable else "false"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    is_worth_it = error.retryable and error.code not in _CALLERS_OWN
+    headers = {"x-should-retry": "true" if is_worth_it else "false"}
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.status in (429, 503) and is_worth_it:
+        retry_after_s = RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(retry_after_s))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if "allow" in error.details:

@@ -19,7 +19,9 @@ from rbee.errors import (
     NoCapacityError,
     OverloadedError,
     PayloadTooLargeError,
+    QueueTimeoutError,
     RbeeError,
+    StalledError,
     WorkerLostError,
 )
 from rbee.http.auth import Door
@@ -64,13 +66,21 @@ def test_error_outside_is_shaped_for_openais_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(OverloadedError(retry_after_s=1.2), "true"), (ForbiddenError(), "false")]
+    ("error", "again", "after"),
+    [
+        (OverloadedError(retry_after_s=1.2), "true", "2"),
+        (NoCapacityError(), "true", "1"),
+        (WorkerLostError(), "true", None),
+        (StalledError(), "true", None),
+        (DeadlineExceededError(), "false", None),
+        (QueueTimeoutError(), "false", None),
+        (ForbiddenError(), "false", None),
+    ],
 )
-def test_answer_says_whether_to_send_it_again(error: RbeeError, said: str) -> None:
-    """In the header that the clients' own retries heed, with the whole seconds to wait."""
+def test_answer_says_whether_and_when_to_send_it_again(error: RbeeError, again: str, after: str | None) -> None:
+    """In the headers that clients' own retries heed; a deadline of the caller's is not for them to repeat."""
     headers = error_response(error).headers
-    assert headers["x-should-retry"] == said
-    assert headers.get("retry-after") == ("2" if said == "true" else None)
+    assert (headers["x-should-retry"], headers.get("retry-after")) == (again, after)
 
 
 def test_frame_is_what_each_clients_stream_reader_raises() -> None:
