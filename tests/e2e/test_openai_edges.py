@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import anthropic
 import openai
 import pytest
 
 from rbee.testing import LocalStack
+from rbee.testing.stack import ONE_THREAD
 from tests.e2e.reading import MAIN_PATH, MODEL, actions, first
 
 KEY = "a-long-and-secret-key"
@@ -97,3 +99,34 @@ async def test_call_that_waits_for_a_hive_too_long_has_its_own_code() -> None:
     assert (late.value.status_code, late.value.code) == (504, "queue_timeout")
     assert (late_too.value.status_code, late_too.value.type) == (504, "timeout_error")
     assert late_too.value.request_id == late_too.value.response.headers["x-job-id"]
+
+
+async def test_settings_of_a_model_hold_on_every_way_to_it(rbee_models: Path) -> None:
+    """A limit that is forced holds for calls of each API and for `infer` jobs; each log says so once."""
+    config = f'{ONE_THREAD}[aliases]\nfast = "{MODEL}"\n[models."{MODEL}"]\nforced = {{ max_tokens = 3 }}\n'
+    said = f"The settings of {MODEL} forced max_tokens."
+    async with LocalStack(models=rbee_models, config=config) as stack:
+        async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+            chat = await client.chat.completions.with_raw_response.create(
+                model="fast",
+                messages=[{"role": "user", "content": "Tell a long story."}],
+                max_completion_tokens=900,
+            )
+            response = await client.responses.with_raw_response.create(model="fast", input="Tell a long story.")
+        async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="none", max_retries=0) as client_too:
+            message = await client_too.messages.create(
+                model="fast", max_tokens=900, messages=[{"role": "user", "content": "Tell a long story."}]
+            )
+        job = await stack.run_job({"operation": "infer", "model": "fast", "prompt": "Tell a long story."})
+        logs = [await stack.log(raw.headers["x-job-id"]) for raw in (chat, response)]
+    usages = (chat.parse().usage, response.parse().usage)
+    assert usages[0] is not None
+    assert usages[1] is not None
+    tokens = [usages[0].completion_tokens, usages[1].output_tokens, message.usage.output_tokens]
+    assert tokens == [3, 3, 3]
+    assert job[-1]["result"]["usage"]["completion_tokens"] == 3
+    assert [[event["message"] for event in log if event.get("action") == "queen_parameters"] for log in logs] == [
+        [said],
+        ["The settings of smollm2:135m forced max_output_tokens."],
+    ]
+    assert first(job, "queen_parameters")["message"] == said

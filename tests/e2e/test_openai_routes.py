@@ -194,6 +194,21 @@ async def test_response_stream_helper_puts_the_answer_together(openai_client: op
     assert response.output_text == text
 
 
+async def test_response_whose_job_is_cancelled_raises_in_the_client(
+    api_stack: LocalStack, openai_client: openai.AsyncOpenAI
+) -> None:
+    """An error in a stream of events that has begun is raised as well."""
+    stream = await openai_client.responses.create(
+        model=MODEL, input="Tell a story.", stream=True, extra_body={"ignore_eos": True}
+    )
+    with pytest.raises(openai.APIError) as told:
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                async with api_stack.client() as client:
+                    await client.cancel(stream.response.headers["x-job-id"])
+    assert told.value.code == "cancelled"
+
+
 async def test_response_by_a_schema_is_parsed(openai_client: openai.AsyncOpenAI) -> None:
     """`text.format`, as `responses.parse` sends it: an object of the caller's own class."""
     response = await openai_client.responses.parse(

@@ -36,8 +36,9 @@ from rbee.errors import (
 from rbee.http.errors import ErrorShape
 from rbee.http.routes import Endpoint, Route, read_body
 from rbee.narration.emit import compose
-from rbee.queen.api_calls import Read, read_api_call
+from rbee.queen.api_calls import read_api_call
 from rbee.queen.model_list import find_model, list_models
+from rbee.queen.parameters import Change
 from rbee.queen.service import QueenService
 
 _SUMMARIES: dict[type[ApiCall], str] = {
@@ -120,19 +121,9 @@ class ApiRoutes:
             is_correlation_id_replaced=request.state.is_correlation_id_replaced,
             principal=request.state.principal,
             is_kept=False,
-            say=lambda: self._changes(read),
+            say=lambda: said_of(read.change, service.models.resolve(read.operation.model or "")),
         )
         return service.relay.response(record, read.operation, kind.path, msgspec.json.encode(read.body))
-
-    def _changes(self, read: Read) -> list[bytes]:
-        """Compose what the model's settings changed of a call: names, no values."""
-        change = read.change
-        said = change.sentence(self._service.models.resolve(read.operation.model or ""))
-        if not said:
-            return []
-        return [
-            compose("queen_parameters", said, filled=change.filled, forced=change.forced, stripped=change.stripped)
-        ]
 
     async def models(self, request: Request) -> ModelList:
         """List the models that can be asked for: those of hives, those known by name, and aliases."""
@@ -154,3 +145,12 @@ class ApiRoutes:
         book = self._service.book
         beats = [hive.heartbeat for hive in book.hives() if book.state_of(hive) is not HiveState.LOST]
         return beats, [worker.info for worker in book.workers()]
+
+
+def said_of(change: Change, model: str) -> list[bytes]:
+    """Compose what a model's settings changed of a request: names, no values."""
+    sentence = change.sentence(model)
+    if not sentence:
+        return []
+    names = {"filled": change.filled, "forced": change.forced, "stripped": change.stripped}
+    return [compose("queen_parameters", sentence, level="info", attempt=None, **names)]

@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from rbee.contracts.model_settings import ModelSettings
+from rbee.contracts.operations import Infer
+from rbee.errors import ConfigurationError
 
+_INFER_FIELDS = (
+    *(
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "stop",
+        "ignore_eos",
+        "response_format",
+        "keep_alive",
+    ),
+    *("timeout_s", "queue_timeout_s", "first_token_timeout_s", "idle_timeout_s"),
+)
 # One thing, called otherwise by each route: how much may be answered.
 LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
 
@@ -60,6 +77,31 @@ def apply_settings(settings: ModelSettings, call: dict[str, Any], *, limit: str 
     return Change(
         tuple(name for name in filled if name not in forced), tuple(forced), tuple(dict.fromkeys(stripped))
     )
+
+
+def settle_infer(settings: ModelSettings, operation: Infer) -> tuple[Infer, Change]:
+    """Change an `infer` as its model's settings say, as far as it has fields for what they name.
+
+    Raises:
+        ConfigurationError: A value of the settings that such a field cannot have.
+    """
+    known = frozenset(_INFER_FIELDS) | LIMITS
+    heeded = msgspec.structs.replace(
+        settings,
+        defaults={name: value for name, value in settings.defaults.items() if name in known},
+        forced={name: value for name, value in settings.forced.items() if name in known},
+    )
+    given = {name: value for name in _INFER_FIELDS if (value := getattr(operation, name)) is not None}
+    change = apply_settings(heeded, given)
+    if change == Change():
+        return operation, change
+    told = msgspec.to_builtins(operation)
+    for name in _INFER_FIELDS:
+        told.pop(name, None)
+    try:
+        return msgspec.convert({**told, **given}, Infer), change
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"The settings of a model say what cannot be asked: {error}.") from None
 
 
 def _same(name: str) -> Iterable[str]:

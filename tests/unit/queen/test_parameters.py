@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.contracts.model_settings import ModelSettings
-from rbee.queen.parameters import LIMITS, Change, apply_settings
+from rbee.contracts.operations import Infer
+from rbee.errors import ConfigurationError
+from rbee.queen.parameters import LIMITS, Change, apply_settings, settle_infer
 
 NAMES = st.sampled_from(["temperature", "top_p", "seed", "max_tokens", "max_completion_tokens"])
 VALUES = st.dictionaries(NAMES, st.integers(0, 3), max_size=4)
@@ -65,3 +68,24 @@ def test_applied_again_settings_change_nothing(
     again = apply_settings(settings, call)
     assert call == before
     assert again.filled == ()
+
+
+def test_infer_takes_of_the_settings_what_it_has_fields_for() -> None:
+    """Its limit by the name it has for it; what else it asks stays as it was."""
+    settings = ModelSettings(
+        defaults={"temperature": 0.5, "min_p": 0.1, "max_completion_tokens": 64},
+        forced={"seed": 7, "mirostat": 2},
+        stripped=("stop", "logit_bias"),
+    )
+    asked = Infer(prompt="Hi", stop=["."], seed=3, priority=4, model="fast")
+    settled, change = settle_infer(settings, asked)
+    assert settled == Infer(prompt="Hi", temperature=0.5, max_tokens=64, seed=7, priority=4, model="fast")
+    assert change == Change(filled=("temperature", "max_tokens"), forced=("seed",), stripped=("stop",))
+    assert settle_infer(settings, settled) == (settled, Change())
+    assert settle_infer(ModelSettings(), asked) == (asked, Change())
+
+
+def test_setting_that_an_infer_cannot_have_is_named() -> None:
+    """It is the configuration that has to be mended."""
+    with pytest.raises(ConfigurationError, match="temperature"):
+        settle_infer(ModelSettings(forced={"temperature": "hot"}), Infer(prompt="Hi"))
