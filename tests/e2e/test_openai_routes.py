@@ -139,7 +139,8 @@ async def test_prompt_is_gone_on_from(api_stack: LocalStack, openai_client: open
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 5
     assert choice.logprobs is not None
-    assert len(choice.logprobs.model_dump()["content"]) == 5
+    assert "".join(choice.logprobs.tokens or []) == choice.text
+    assert len(choice.logprobs.token_logprobs or []) == len(choice.logprobs.top_logprobs or []) == 5
     assert "canaryq" not in str(events)
 
 
@@ -153,6 +154,19 @@ async def test_several_prompts_are_gone_on_from_as_one_stream(openai_client: ope
     for index in (0, 1):
         ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.index == index]
         assert [reason for reason in ends if reason] == ["length"]
+
+
+async def test_what_the_engine_would_not_heed_is_refused_by_name(openai_client: openai.AsyncOpenAI) -> None:
+    """`echo` and its like: an answer without them would pass for one with them."""
+    with pytest.raises(openai.BadRequestError) as echo:
+        await openai_client.completions.create(model=MODEL, prompt="One", max_tokens=1, echo=True)
+    with pytest.raises(openai.BadRequestError) as suffix:
+        await openai_client.completions.create(model=MODEL, prompt="One", max_tokens=1, suffix="the end")
+    unasked = await openai_client.completions.create(
+        model=MODEL, prompt="One", max_tokens=1, echo=False, best_of=1
+    )
+    assert (echo.value.param, suffix.value.param) == ("echo", "suffix")
+    assert unasked.choices[0].text
 
 
 async def test_response_is_created_whole(api_stack: LocalStack, openai_client: openai.AsyncOpenAI) -> None:

@@ -32,6 +32,7 @@ class _Template(Struct, frozen=True):
 class _Props(Struct, frozen=True):
     """What of the engine's properties is looked at."""
 
+    build_info: str = ""
     chat_template_caps: _Template = _Template()
 
 
@@ -47,7 +48,7 @@ class EngineClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ENGINE_SILENCE_S),
             skip_auto_headers=("accept-encoding", "user-agent"),
         )
-        self._ignores_tools: bool | None = None
+        self._props: _Props | None = None
 
     async def close(self) -> None:
         """Close every connection."""
@@ -81,15 +82,22 @@ class EngineClient:
     async def ignores_tools(self) -> bool:
         """Ask whether the model's chat template has no place for tools, so that they are left out of the prompt.
 
-        An engine that does not tell is taken to heed them. Asked once.
+        An engine that does not tell is taken to heed them.
         """
-        if self._ignores_tools is None:
+        return (await self._properties()).chat_template_caps.supports_tools is False
+
+    async def is_llama_cpp(self) -> bool:
+        """Ask whether it is a server of llama.cpp, by what only that tells of itself."""
+        return bool((await self._properties()).build_info)
+
+    async def _properties(self) -> _Props:
+        """Ask the engine about itself, once; one that does not tell says nothing."""
+        if self._props is None:
             try:
-                props = msgspec.json.decode(await self.ask("GET", "/props"), type=_Props)
+                self._props = msgspec.json.decode(await self.ask("GET", "/props"), type=_Props)
             except (RbeeError, msgspec.MsgspecError):
-                props = _Props()
-            self._ignores_tools = props.chat_template_caps.supports_tools is False
-        return self._ignores_tools
+                self._props = _Props()
+        return self._props
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, body: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:

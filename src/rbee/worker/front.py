@@ -35,7 +35,7 @@ from rbee.worker.desk import Desk, Running
 from rbee.worker.dialects import DIALECTS, Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.keep import TokenWriter, keep
-from rbee.worker.mending import MESSAGES, Mender, prepare
+from rbee.worker.mending import MESSAGES, Mender, prepare, unheeded
 from rbee.worker.relay import relay_plain, relay_stream, relay_whole
 from rbee.worker.reply import Reply
 from rbee.worker.tally import Tally
@@ -168,6 +168,9 @@ class Front:
                 check_body(asked, dialect)
             elif call.keep != "no":
                 raise InvalidRequestError(f"{path} has no answer that could be kept.", param="x-rbee-keep")
+            refusal = unheeded(path, asked)
+            if refusal is not None and await self._engine.is_llama_cpp():
+                raise refusal
             mender = Mender(path, asked, self._model)
             prepared = prepare(path, asked, self._model)
         except InvalidRequestError as error:

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rbee.errors import InvalidRequestError
-from rbee.worker.mending import Mender, prepare
+from rbee.worker.mending import Mender, prepare, unheeded
 
 OWN = "smollm2:135m"
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -52,11 +51,37 @@ def test_schema_of_the_responses_api_is_said_as_the_engine_heeds_it() -> None:
     assert prepare(RESPONSES, both, OWN) is both
 
 
-def test_schema_that_would_not_be_heeded_is_refused() -> None:
-    """An answer that only looks as if it were by the schema helps nobody."""
-    with pytest.raises(InvalidRequestError) as refused:
-        prepare("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, OWN)
-    assert refused.value.param == "output_config"
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+            "output_config",
+        ),
+        (COMPLETIONS, {"echo": True}, "echo"),
+        (COMPLETIONS, {"suffix": "the end"}, "suffix"),
+        (COMPLETIONS, {"best_of": 2}, "best_of"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(path: str, asked: dict[str, Any], param: str) -> None:
+    """An answer that only looks as if it were what was asked for helps nobody."""
+    refusal = unheeded(path, asked)
+    assert refusal is not None
+    assert refusal.param == param
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/messages", {"output_config": {"effort": "low"}}),
+        (COMPLETIONS, {"echo": False, "suffix": None, "best_of": 1}),
+        (CHAT, {"echo": True}),
+    ],
+)
+def test_what_asks_for_nothing_of_that_is_not_refused(path: str, asked: dict[str, Any]) -> None:
+    """What is the same without it, and what is no business of ours."""
+    assert unheeded(path, asked) is None
 
 
 @pytest.mark.parametrize("colon", [b":", b": "])
@@ -157,3 +182,36 @@ def test_stop_sequence_is_the_reason_where_one_ended_the_message() -> None:
     untouched = frame({"type": "message_delta", "delta": ended}, "message_delta") + stop
     assert mender.frames(untouched) is untouched
     assert mender.whole({"type": "message", **ended}) == {"type": "message", **ended}
+
+
+def test_logprobs_of_a_completion_are_lists_as_that_api_has_them() -> None:
+    """In the stream with offsets that go on, in a whole answer, and in what is kept; nothing else is touched."""
+
+    def choice(*tokens: str) -> dict[str, Any]:
+        told = [
+            {"token": one, "logprob": -0.5, "top_logprobs": [{"token": "x", "logprob": -0.1}]} for one in tokens
+        ]
+        return {"choices": [{"index": 0, "text": "".join(tokens), "logprobs": {"content": told}}]}
+
+    def lists(offset: int, *tokens: str) -> dict[str, Any]:
+        return {
+            "tokens": list(tokens),
+            "token_logprobs": [-0.5] * len(tokens),
+            "top_logprobs": [{"x": -0.1}] * len(tokens),
+            "text_offset": [offset + sum(map(len, tokens[:number])) for number in range(len(tokens))],
+        }
+
+    mender = Mender(COMPLETIONS, {}, OWN)
+    streamed = data(mender.frames(frame(choice("One"))) + mender.frames(frame(choice(" two", "!"))))
+    assert [chunk["choices"][0]["logprobs"] for chunk in streamed] == [lists(0, "One"), lists(3, " two", "!")]
+    whole = Mender(COMPLETIONS, {}, OWN).whole(choice("One", " two"))
+    assert whole["choices"][0]["logprobs"] == lists(0, "One", " two")
+    for plain in ({"choices": [{"text": "a", "logprobs": None}]}, {"choices": [{"logprobs": lists(0, "a")}]}):
+        assert Mender(COMPLETIONS, {}, OWN).chunk(plain) is plain
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, "/v1/messages"])
+def test_what_is_no_chunk_is_passed_on(path: str) -> None:
+    """It is for the reader of the stream to say what it is worth."""
+    junk = b'data: {"logprobs":{ "stop_sequence":" "usage"\n\n' + b"data: [1]\n\n"
+    assert Mender(path, {"n": 2}, OWN).frames(junk) == junk
