@@ -95,11 +95,9 @@ class Completions(Form):
             offset += len(one.get("token", ""))
         self._lengths[choice.get("index", 0)] = offset
         logprobs = {
-            "tokens": [one["token"] for one in told],
-            "token_logprobs": [one["logprob"] for one in told],
-            "top_logprobs": [
-                {top["token"]: top["logprob"] for top in one.get("top_logprobs", ())} for one in told
-            ],
+            "tokens": [one.get("token", "") for one in told],
+            "token_logprobs": [one.get("logprob") for one in told],
+            "top_logprobs": [_by_token(one.get("top_logprobs") or ()) for one in told],
             "text_offset": offsets,
         }
         return {**choice, "logprobs": logprobs}
