@@ -15,6 +15,7 @@ from rbee.worker.calls import Call
 from rbee.worker.dialects import DIALECTS
 from rbee.worker.frames import FrameSplitter, frames_data
 from rbee.worker.keep import TokenWriter
+from rbee.worker.mending import Mender
 from rbee.worker.reading import decode_chunk
 from rbee.worker.tally import Tally
 
@@ -43,7 +44,10 @@ def _writer(fd: int, tally: Tally) -> TokenWriter:
     )
     worker_id = "worker-01kb0c5s8ghj2k4m6n8p0q2r4s"
     dialect = DIALECTS["/v1/chat/completions"]
-    return TokenWriter(FileSink(fd), worker_id=worker_id, call=call, dialect=dialect, tally=tally, timings=False)
+    mender = Mender(dialect.path, {}, "smollm2:135m")
+    return TokenWriter(
+        FileSink(fd), worker_id=worker_id, call=call, dialect=dialect, tally=tally, timings=False, mender=mender
+    )
 
 
 def _whole_way(fd: int, count: int) -> None:

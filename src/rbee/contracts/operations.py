@@ -103,12 +103,14 @@ class ApiCall(Generation, frozen=True):
     Attributes:
         path: The route.
         purpose: What a worker has to be started for to answer it.
+        keep_alive: Seconds the worker may be idle afterwards, negative for ever.
         parameters: What is asked, without what is asked about: no prompt, no messages, no tools.
         request: The whole body of a call that is kept; of a relayed one nothing but the parameters is.
     """
 
     path: ClassVar[str]
     purpose: ClassVar[Purpose] = "generate"
+    keep_alive: KeepAlive | None = None
     parameters: dict[str, Any] = {}
     request: dict[str, Any] | None = None
 
@@ -135,6 +137,12 @@ class MessagesCall(ApiCall, tag="message", frozen=True):
     """A call of Anthropic's `/v1/messages`."""
 
     path: ClassVar[str] = "/v1/messages"
+
+
+class TokenCount(ApiCall, tag="token_count", frozen=True):
+    """A call of Anthropic's `/v1/messages/count_tokens`."""
+
+    path: ClassVar[str] = "/v1/messages/count_tokens"
 
 
 class Embedding(ApiCall, tag="embedding", frozen=True):
@@ -208,9 +216,9 @@ class HiveCheck(Operation, tag="hive_check", frozen=True):
 
 
 SUBMITTABLE = (Infer, WorkerSpawn, WorkerStop, ModelDownload, ModelDelete, QueenCheck, HiveCheck)
-API_CALLS = (ChatCompletion, Completion, ResponseCall, MessagesCall, Embedding, Rerank)
+API_CALLS = (ChatCompletion, Completion, ResponseCall, MessagesCall, TokenCount, Embedding, Rerank)
 OPERATIONS = (*SUBMITTABLE, *API_CALLS)
-AnyApiCall = ChatCompletion | Completion | ResponseCall | MessagesCall | Embedding | Rerank
+AnyApiCall = ChatCompletion | Completion | ResponseCall | MessagesCall | TokenCount | Embedding | Rerank
 AnyOperation = Infer | AnyApiCall | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
-from rbee.contracts.heartbeats import DeviceInfo, DownloadInfo, MachineInfo, ModelInfo, UnusableModel
+from rbee.contracts.heartbeats import (
+    DeviceInfo,
+    DownloadInfo,
+    MachineInfo,
+    ModelInfo,
+    ModelMemory,
+    Purpose,
+    UnusableModel,
+)
 from rbee.contracts.states import HiveState, JobState, Phase, Reason, WorkerState
 
 T = TypeVar("T")
@@ -42,6 +50,15 @@ class ErrorAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody
     job_id: str | None = None
     correlation_id: str | None = None
+
+
+class AnthropicErrorAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="error"):
+    """The same where Anthropic's clients ask: `error.type` is a word of theirs."""
+
+    error: ErrorBody
+    job_id: str | None = None
+    correlation_id: str | None = None
+    request_id: str | None = None
 
 
 class JobView(Struct, frozen=True, kw_only=True):
@@ -86,6 +103,49 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
 
     data: list[T]
     next: str | None = None
+
+
+ModelState = Literal["loaded", "available", "downloading", "remote"]
+
+
+class ModelView(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model that can be asked for, as the clients of OpenAI and of Anthropic read it, and with its state.
+
+    Attributes:
+        created: 0, and `created_at` the same: when a model was made is not known.
+        state: A worker has it `loaded`; it is `available` on a disk; `downloading`; or `remote`, to be fetched
+            when it is asked for.
+        alias_of: The model that this name stands for.
+        progress: How much of a download is here.
+        context_tokens: How many tokens it was trained to look at.
+    """
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    type: str
+    display_name: str
+    created_at: str
+    state: ModelState
+    alias_of: str | None = None
+    progress: Progress | None = None
+    size_bytes: int | None = None
+    quantization: str | None = None
+    context_tokens: int | None = None
+    architecture: str | None = None
+    purpose: Purpose | None = None
+    memory: ModelMemory | None = None
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    """All models; `has_more`, `first_id` and `last_id` are what Anthropic's clients page by."""
+
+    object: str
+    data: list[ModelView]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class WorkerView(Struct, frozen=True, kw_only=True):

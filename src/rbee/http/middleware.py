@@ -8,9 +8,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rbee.contracts.ids import is_correlation_id, new_correlation_id
-from rbee.errors import RbeeError
+from rbee.errors import AuthenticationError, RbeeError
 from rbee.http.auth import Door
-from rbee.http.errors import error_response, translate_http_exception
+from rbee.http.errors import ErrorShape, error_response, errors_shaped, translate_http_exception
 from rbee.jobs.endings import incident
 from rbee.narration import scope as narration_scope
 
@@ -18,11 +18,18 @@ LIVENESS_PATHS = frozenset({"/livez", "/health"})
 
 
 class GuardMiddleware:
-    """Checks host, origin and credential, gives each request its correlation id, and answers errors."""
+    """Checks host, origin and credential, gives each request its ids, and answers errors.
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    Args:
+        app: What answers.
+        door: Who may come in.
+        anthropic_paths: The paths that Anthropic's clients ask, and whose errors are shaped for them.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, anthropic_paths: frozenset[str] = frozenset()) -> None:
         self.app = app
         self.door = door
+        self._anthropic_paths = anthropic_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -34,32 +41,56 @@ class GuardMiddleware:
         state = scope.setdefault("state", {})
         state["correlation_id"] = correlation_id
         state["is_correlation_id_replaced"] = is_replaced
+        shape: ErrorShape = "anthropic" if scope["path"] in self._anthropic_paths else "openai"
         is_started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_ids(message: Message) -> None:
             nonlocal is_started
             if message["type"] == "http.response.start":
                 is_started = True
-                MutableHeaders(scope=message)["x-correlation-id"] = correlation_id
+                _put_ids(MutableHeaders(scope=message), correlation_id, shape)
             await send(message)
 
-        with narration_scope(correlation_id=correlation_id):
+        with narration_scope(correlation_id=correlation_id), errors_shaped(shape):
             try:
                 self._guard(scope, headers)
-                await self.app(scope, receive, send_with_id)
+                await self.app(scope, receive, send_with_ids)
             except ClientDisconnect:
                 return  # nobody is left to be answered
             except Exception as error:  # the one border where errors become answers
                 if is_started:
                     raise
                 translated = _translated(error, scope["path"])
-                await error_response(translated)(scope, receive, send_with_id)
+                await error_response(translated)(scope, receive, send_with_ids)
 
     def _guard(self, scope: Scope, headers: Headers) -> None:
         self.door.check_host(headers.get("host"))
         self.door.check_origin(headers.get("origin"), headers.get("host"))
         if scope["path"] not in LIVENESS_PATHS:
-            scope["state"]["principal"] = self.door.principal(headers.get("authorization"))
+            scope["state"]["principal"] = _principal(self.door, headers)
+
+
+def _put_ids(headers: MutableHeaders, correlation_id: str, shape: ErrorShape) -> None:
+    """Name the request: by its job where it has one, else by its correlation id."""
+    headers["x-correlation-id"] = correlation_id
+    headers.setdefault("x-request-id", correlation_id)
+    if shape == "anthropic":
+        headers["request-id"] = headers["x-request-id"]  # the name that Anthropic's clients look for
+
+
+def _principal(door: Door, headers: Headers) -> str:
+    """Return who is calling, by `authorization` or, as Anthropic's clients have it, by `x-api-key`.
+
+    Raises:
+        AuthenticationError: A key is asked for, and neither of them is it.
+    """
+    key = headers.get("x-api-key")
+    try:
+        return door.principal(headers.get("authorization"))
+    except AuthenticationError:
+        if key is None:
+            raise
+        return door.principal(f"Bearer {key}")
 
 
 def _correlation_id(headers: Headers) -> tuple[str, bool]:

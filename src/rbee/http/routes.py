@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rbee import __version__
 from rbee.contracts.events import encode_json
 from rbee.contracts.operations import MAX_BODY_BYTES
-from rbee.contracts.views import ErrorAnswer
+from rbee.contracts.views import AnthropicErrorAnswer, ErrorAnswer
 from rbee.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
@@ -28,9 +28,12 @@ from rbee.errors import (
     UnsupportedMediaTypeError,
 )
 from rbee.http.auth import Door
+from rbee.http.errors import ErrorShape
 from rbee.http.middleware import GuardMiddleware
 
 _CONVERTOR = re.compile(r":[a-z]+(?=})")  # of a path such as `/workers/{worker_id}/{rest:path}`
+
+_ERROR_ANSWERS: dict[ErrorShape, type[Struct]] = {"openai": ErrorAnswer, "anthropic": AnthropicErrorAnswer}
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 
@@ -44,6 +47,7 @@ class Route(Struct, frozen=True, kw_only=True):
         result: The type of the answer, for `/openapi.json`.
         media: What the answer is.
         errors: What can go wrong besides 401, 403 and 500.
+        error_shape: Whose clients ask here, and so how errors look.
     """
 
     method: str
@@ -55,6 +59,7 @@ class Route(Struct, frozen=True, kw_only=True):
     status: int = 200
     media: str = "application/json"
     errors: tuple[type[RbeeError], ...] = ()
+    error_shape: ErrorShape = "openai"
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -120,7 +125,7 @@ def build_app(routes: Sequence[Route], door: Door, *, title: str) -> ASGIApp:
         redirect_slashes=False,
         default=_nothing_here,
     )
-    return GuardMiddleware(router, door)
+    return GuardMiddleware(router, door, frozenset(row.path for row in table if row.error_shape == "anthropic"))
 
 
 class _Address:
@@ -149,9 +154,9 @@ def openapi(routes: Sequence[Route], title: str) -> dict[str, Any]:
     """Describe a table of routes (OpenAPI 3.1)."""
     types = [kind for row in routes for kind in (row.body, row.result) if kind is not None]
     schemas, components = msgspec.json.schema_components(
-        [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
+        [*types, *_ERROR_ANSWERS.values()], ref_template="#/components/schemas/{name}"
     )
-    by_type = list(zip([*types, ErrorAnswer], schemas, strict=True))
+    by_type = list(zip([*types, *_ERROR_ANSWERS.values()], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for row in routes:
         paths.setdefault(_CONVERTOR.sub("", row.path), {})[row.method.lower()] = _described(row, by_type)
@@ -176,7 +181,7 @@ def _described(row: Route, by_type: list[tuple[Any, Any]]) -> dict[str, Any]:
     for error in row.errors:
         responses[str(error.status)] = {
             "description": HTTPStatus(error.status).phrase,
-            "content": {"application/json": {"schema": schema(ErrorAnswer)}},
+            "content": {"application/json": {"schema": schema(_ERROR_ANSWERS[row.error_shape])}},
         }
     described: dict[str, Any] = {"summary": row.summary, "responses": responses}
     names = [part[1:-1].partition(":")[0] for part in row.path.split("/") if part.startswith("{")]

@@ -11,7 +11,7 @@ from rbee import __version__
 from rbee.contracts.heartbeats import Cursors, Heartbeat, HeartbeatAnswer
 from rbee.contracts.ids import is_id
 from rbee.contracts.model_settings import SettingsInForce
-from rbee.contracts.operations import parse_operation
+from rbee.contracts.operations import AnyOperation, Infer, parse_operation
 from rbee.contracts.strict import decode_strict
 from rbee.contracts.views import HiveView, Page, Status, WorkerView
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError
@@ -19,9 +19,10 @@ from rbee.http.auth import Door, is_loopback
 from rbee.http.job_routes import JobRoutes, log_events_endpoint, log_stream_endpoint
 from rbee.http.routes import Route, build_app, read_body, read_bytes
 from rbee.jobs.records import JobRecord
+from rbee.queen.api_routes import ApiRoutes, said_of
 from rbee.queen.hives import hive_view, worker_view
 from rbee.queen.ingest import BATCH_BYTES_MAX
-from rbee.queen.openai_routes import OpenAIRoutes
+from rbee.queen.parameters import Change, settle_infer
 from rbee.queen.service import QueenService
 
 
@@ -205,13 +206,18 @@ def _hive_id(request: Request) -> str:
 
 async def submit(service: QueenService, request: Request) -> JobRecord:
     """Accept the job that a request asks for, and start it."""
-    operation = parse_operation(await read_body(request))
+    operation: AnyOperation = parse_operation(await read_body(request))
+    change, model = Change(), ""
+    if isinstance(operation, Infer):
+        model = service.models.resolve(operation.model or service.settings.model)
+        operation, change = settle_infer(service.models.of(model), operation)
     record = await service.accept(
         operation,
         correlation_id=request.state.correlation_id,
         is_correlation_id_replaced=request.state.is_correlation_id_replaced,
         principal=request.state.principal,
         idempotency_key=request.headers.get("idempotency-key"),
+        say=lambda: said_of(change, model),
     )
     service.launch(record, operation)
     return record
@@ -223,5 +229,5 @@ def make_app(service: QueenService, url: str) -> ASGIApp:
     hosts = {*settings.allowed_hosts, *([] if is_loopback(settings.host) else [settings.host])}
     door = Door(api_key=settings.api_key, hosts=frozenset(hosts), origins=frozenset(settings.allowed_origins))
     jobs = JobRoutes(service.registry, service.runner, lambda request: submit(service, request))
-    table = [*jobs.table(), *QueenRoutes(service, url).table(), *OpenAIRoutes(service).table()]
+    table = [*jobs.table(), *QueenRoutes(service, url).table(), *ApiRoutes(service).table()]
     return build_app(table, door, title="rbee queen")

@@ -10,9 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rbee.client.answers import read_bounded
-from rbee.contracts.events import encode_json
-from rbee.contracts.operations import Generation
-from rbee.contracts.views import ErrorAnswer
+from rbee.contracts.operations import ApiCall, Generation
 from rbee.errors import (
     HiveLostError,
     InternalError,
@@ -22,10 +20,9 @@ from rbee.errors import (
     WorkerError,
     WorkerLostError,
 )
-from rbee.http.errors import error_response
+from rbee.http.errors import error_frame, error_response
 from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
-from rbee.jobs.runner import error_body
 from rbee.queen.answering import Answering, failure_of
 from rbee.queen.dispatch import Dispatcher, StartFailedError
 from rbee.queen.infer import LOST, NOT_STARTED
@@ -59,11 +56,12 @@ class Relay:
 
         A worker that is lost before its first byte is replaced, as often as the call may be placed.
         """
-        assert job.record.model is not None
+        operation = job.operation
+        assert job.record.model is not None and isinstance(operation, ApiCall)
         failed_starts = 0
         while True:
             try:
-                placement = await self._dispatcher.acquire(job, job.record.model)
+                placement = await self._dispatcher.acquire(job, job.record.model, purpose=operation.purpose)
             except StartFailedError as failed:
                 failed_starts += 1
                 if not isinstance(failed.cause, NOT_STARTED) or not _may_try(job, failed_starts):
@@ -194,8 +192,7 @@ class _Caller:
 
     async def fail(self, error: RbeeError) -> None:
         """Tell a caller whose response has begun: one `error` frame, then the end without `[DONE]`."""
-        answer = ErrorAnswer(error=error_body(error), job_id=self._job_id)
-        await self.send(b"data: " + encode_json(answer) + b"\n\n")
+        await self.send(error_frame(error, job_id=self._job_id))
         await self.finish()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -10,7 +11,16 @@ import aiohttp
 from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.model_settings import ModelTable, SettingsInForce
 from rbee.contracts.models import parse_model_ref
-from rbee.contracts.operations import AnyOperation, Infer, ModelDelete, ModelDownload, WorkerSpawn, WorkerStop
+from rbee.contracts.operations import (
+    AnyOperation,
+    ApiCall,
+    Infer,
+    ModelDelete,
+    ModelDownload,
+    WorkerSpawn,
+    WorkerStop,
+    operation_name,
+)
 from rbee.contracts.states import JobState
 from rbee.errors import RbeeError, UnavailableError
 from rbee.jobs import JobRegistry, JobRunner
@@ -121,10 +131,19 @@ class QueenService:
         idempotency_key: str | None = None,
         is_kept: bool = True,
         is_own: bool = False,
+        say: Callable[[], list[bytes]] = list,
     ) -> JobRecord:
         """Make a job of a request; on disk when this returns.
 
-        The queen's own jobs that others wait for (`is_own`) are accepted however many wait.
+        Args:
+            operation: What is asked.
+            correlation_id: The request's.
+            is_correlation_id_replaced: The caller's own could not be taken.
+            principal: Who asks.
+            idempotency_key: The same one again gives the same job.
+            is_kept: The answer is kept in the log, so that the job can go on after this queen's end.
+            is_own: The job is one of the queen's own that others wait for, accepted however many wait.
+            say: Composes what the job's log is told besides.
 
         Raises:
             UnavailableError: The queen is stopping.
@@ -145,6 +164,7 @@ class QueenService:
                         level="warning",
                     )
                 )
+            lines += say()
         record = await self.registry.create(
             operation,
             job_id=job_id,
@@ -261,4 +281,6 @@ def _describe(operation: AnyOperation, model: str | None) -> str:
         return f"download {model}"
     if isinstance(operation, ModelDelete):
         return f"delete {model}"
-    return str(type(operation).__struct_config__.tag)
+    if isinstance(operation, ApiCall):
+        return f"{operation.path} of {model}"
+    return operation_name(operation)

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from msgspec import Struct
 
 from rbee.errors import RbeeError, WorkerError
 from rbee.worker.engine_errors import translate
@@ -20,6 +21,19 @@ CONNECT_S = 10.0
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _LONG_BODY_BYTES = 512 * 1024
+
+
+class _Template(Struct, frozen=True):
+    """What the engine found out about the model's chat template."""
+
+    supports_tools: bool | None = None
+
+
+class _Props(Struct, frozen=True):
+    """What of the engine's properties is looked at."""
+
+    build_info: str = ""
+    chat_template_caps: _Template = _Template()
 
 
 class EngineClient:
@@ -34,6 +48,7 @@ class EngineClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ENGINE_SILENCE_S),
             skip_auto_headers=("accept-encoding", "user-agent"),
         )
+        self._props: _Props | None = None
 
     async def close(self) -> None:
         """Close every connection."""
@@ -63,6 +78,26 @@ class EngineClient:
         models = msgspec.json.decode(await self.ask("GET", "/v1/models"))
         found: Any = models["data"][0].get("meta", {}).get("n_ctx")
         return found if isinstance(found, int) else None
+
+    async def ignores_tools(self) -> bool:
+        """Ask whether the model's chat template has no place for tools, so that they are left out of the prompt.
+
+        An engine that does not tell is taken to heed them.
+        """
+        return (await self._properties()).chat_template_caps.supports_tools is False
+
+    async def is_llama_cpp(self) -> bool:
+        """Ask whether it is a server of llama.cpp, by what only that tells of itself."""
+        return bool((await self._properties()).build_info)
+
+    async def _properties(self) -> _Props:
+        """Ask the engine about itself, once; one that does not tell says nothing."""
+        if self._props is None:
+            try:
+                self._props = msgspec.json.decode(await self.ask("GET", "/props"), type=_Props)
+            except (RbeeError, msgspec.MsgspecError):
+                self._props = _Props()
+        return self._props
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, body: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:

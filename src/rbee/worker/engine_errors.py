@@ -12,6 +12,7 @@ from rbee.errors import ContextExceededError, InvalidRequestError, RbeeError, Un
 RETRY_AFTER_S = 1.0
 _MAX_MESSAGE_CHARS = 2000
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process\b.*batch size: (\d+)")
+_NOT_TAKEN = re.compile(r"\b(image|audio|video) input is not supported")
 _NOT_STARTED_FOR = re.compile(r"does not support (\w+)")
 # What an engine quotes may be a piece of the prompt; narration must not have it.
 _QUOTED = re.compile(r"last read: .*|'[^']{25,}'|\"[^\"]{25,}\"", re.DOTALL)
@@ -36,6 +37,11 @@ def translate_error(error: dict[str, Any], status: int = 500) -> RbeeError:
     too_large = _TOO_LARGE.search(message)
     if too_large:
         return _too_long(too_large[1], too_large[2])
+    not_taken = _NOT_TAKEN.search(message)
+    if not_taken:
+        return InvalidRequestError(
+            f"This model takes no {not_taken[1]}.", remedy="Leave it out, or ask a model that takes it."
+        )
     if kind == "not_supported_error":
         missing = _NOT_STARTED_FOR.search(message)
         return InvalidRequestError(f"This worker was not started for {missing[1] if missing else 'this'}.")

@@ -25,20 +25,22 @@ from rbee.errors import (
     UnavailableError,
 )
 from rbee.http.auth import Door
+from rbee.http.errors import ErrorShape
 from rbee.http.middleware import GuardMiddleware
 from rbee.http.routes import read_body
-from rbee.narration import FileSink, scope
+from rbee.narration import FileSink, narrate, scope
 from rbee.worker.calls import Call, check_body, read_call, read_object
 from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
 from rbee.worker.dialects import DIALECTS, Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.keep import TokenWriter, keep
+from rbee.worker.mending import MESSAGES, Mender, prepare, unheeded
 from rbee.worker.relay import relay_plain, relay_stream, relay_whole
 from rbee.worker.reply import Reply
 from rbee.worker.tally import Tally
 
-PLAIN_PATHS = frozenset({"/v1/embeddings", "/v1/rerank"})
+PLAIN_PATHS = frozenset({"/v1/embeddings", "/v1/rerank", "/v1/messages/count_tokens"})
 # No inference: they need no slot and have no closing line.
 ASIDE_PATHS = frozenset({"/tokenize", "/apply-template"})
 _REQUESTS = "/requests/"
@@ -71,11 +73,19 @@ class Front:
     """Answers for one engine."""
 
     def __init__(
-        self, *, engine: EngineClient, desk: Desk, kept: asyncio.TaskGroup, sink: FileSink, worker_id: str
+        self,
+        *,
+        engine: EngineClient,
+        desk: Desk,
+        kept: asyncio.TaskGroup,
+        sink: FileSink,
+        worker_id: str,
+        model: str,
     ) -> None:
         """Take what the requests share.
 
         Args:
+            model: What the engine calls its model.
             kept: Waits for the tasks of kept requests, which no caller waits for.
             sink: The worker's stdout.
         """
@@ -84,6 +94,7 @@ class Front:
         self._kept = kept
         self._sink = sink
         self._worker_id = worker_id
+        self._model = model
         self._routes: dict[str, dict[str, _Answer]] = {
             "/livez": {"GET": self._livez},
             "/health": {"GET": self._livez},
@@ -134,7 +145,8 @@ class Front:
 
     async def _infer(self, request: Request, send: Send) -> None:
         call = read_call(request.headers)
-        reply = Reply(send, call.echoed())
+        frames: ErrorShape = "anthropic" if request.scope["path"] == MESSAGES else "openai"
+        reply = Reply(send, call.echoed(), frames)
         body = await read_body(request)
         if call.keep != "no" and self._desk.is_known(call.request_id):
             await self._accepted(call, reply)
@@ -156,17 +168,36 @@ class Front:
                 check_body(asked, dialect)
             elif call.keep != "no":
                 raise InvalidRequestError(f"{path} has no answer that could be kept.", param="x-rbee-keep")
+            refusal = unheeded(path, asked)
+            if refusal is not None and await self._engine.is_llama_cpp():
+                raise refusal
+            mender = Mender(path, asked, self._model)
+            prepared = prepare(path, asked, self._model)
         except InvalidRequestError as error:
             closing.failed(error)
             raise
+        if prepared is not asked:  # else the body goes on byte for byte
+            asked, body = prepared, msgspec.json.encode(prepared)
         if isinstance(asked.get("n"), int):
             closing.tally.choices = asked["n"]
+        if asked.get("tools"):
+            await self._tell_of_tools(call)
         running = self._desk.admit(closing)
         if dialect is not None and call.keep != "no":
-            self._keep(running, dialect, asked)
+            self._keep(running, dialect, asked, mender)
             await self._accepted(call, reply)
             return
-        await self._relay(running, self._work(path, dialect, asked, body, closing, reply), request, reply)
+        await self._relay(running, self._work(path, dialect, asked, body, closing, reply, mender), request, reply)
+
+    async def _tell_of_tools(self, call: Call) -> None:
+        """Tell the job's log where the model hears nothing of the tools that it is given."""
+        if await self._engine.ignores_tools():
+            narrate(
+                "worker_ignore_tools",
+                f"The chat template of {self._model} has no place for tools: the model is not told of them.",
+                level="warning",
+                attempt=call.attempt,
+            )
 
     def _work(
         self,
@@ -176,17 +207,18 @@ class Front:
         body: bytes,
         closing: Closing,
         reply: Reply,
+        mender: Mender,
     ) -> _Work:
         if dialect is None:
-            return partial(relay_plain, self._engine, path, body, closing, reply)
+            return partial(relay_plain, self._engine, path, asked, body, closing, reply, mender)
         if asked.get("stream") is True:
-            return partial(relay_stream, self._engine, dialect, body, closing, reply)
-        return partial(relay_whole, self._engine, dialect, asked, closing, reply)
+            return partial(relay_stream, self._engine, dialect, body, closing, reply, mender)
+        return partial(relay_whole, self._engine, dialect, asked, closing, reply, mender)
 
     async def _accepted(self, call: Call, reply: Reply) -> None:
         await reply.whole(msgspec.json.encode({"request_id": call.request_id}), status=202)
 
-    def _keep(self, running: Running, dialect: Dialect, asked: dict[str, Any]) -> None:
+    def _keep(self, running: Running, dialect: Dialect, asked: dict[str, Any], mender: Mender) -> None:
         closing = running.closing
         if running.cause is not None:
             closing.stopped(running.cause)
@@ -198,6 +230,7 @@ class Front:
             dialect=dialect,
             tally=closing.tally,
             timings=asked.get("timings_per_token") is True,
+            mender=mender,
         )
         work = partial(keep, self._engine, dialect, asked, closing, writer)
         self._desk.start(self._kept, running, _settled(running, None, work))

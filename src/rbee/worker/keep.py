@@ -15,6 +15,7 @@ from rbee.worker.calls import Call
 from rbee.worker.closing import Closing
 from rbee.worker.dialects import Channel, Chunk, Dialect
 from rbee.worker.engine_client import EngineClient
+from rbee.worker.mending import Mender
 from rbee.worker.reading import read_answer
 from rbee.worker.tally import Tally
 
@@ -44,13 +45,22 @@ class TokenWriter:
     """Writes token lines, each with one write, and notices when one is lost."""
 
     def __init__(
-        self, sink: FileSink, *, worker_id: str, call: Call, dialect: Dialect, tally: Tally, timings: bool
+        self,
+        sink: FileSink,
+        *,
+        worker_id: str,
+        call: Call,
+        dialect: Dialect,
+        tally: Tally,
+        timings: bool,
+        mender: Mender,
     ) -> None:
         """Take where to write and whose answer it is.
 
         Args:
             sink: The worker's stdout.
             timings: The caller asked for the engine's timings in every chunk.
+            mender: Mends the engine's JSON, where that is shown.
         """
         self._sink = sink
         self._worker_id = worker_id
@@ -58,6 +68,7 @@ class TokenWriter:
         self._dialect = dialect
         self._tally = tally
         self._timings = timings
+        self._mender = mender
         self._told_prompt = False
 
     def write(self, data: bytes, chunk: Chunk) -> None:
@@ -106,9 +117,10 @@ class TokenWriter:
 
     def _shown(self, data: bytes, chunk: Chunk) -> Raw:
         """Return the engine's JSON without the timings that only we asked for; the last ones it always sends."""
+        mended = self._mender.chunk(chunk)
         if "timings" in chunk and not self._timings and not _is_ending(chunk):
-            return Raw(_encode({key: value for key, value in chunk.items() if key != "timings"}))
-        return Raw(_encode(chunk) if b"\n" in data else data)
+            return Raw(_encode({key: value for key, value in mended.items() if key != "timings"}))
+        return Raw(data if mended is chunk and b"\n" not in data else _encode(mended))
 
 
 def _is_ending(chunk: Chunk) -> bool:

@@ -79,8 +79,16 @@ async def _serve(
     client, desk = EngineClient(address), Desk(settings.slots)
     try:
         async with asyncio.TaskGroup() as kept:
-            front = Front(engine=client, desk=desk, kept=kept, sink=sink, worker_id=settings.worker_id)
-            context_tokens = await client.context_tokens() or settings.context_tokens
+            front = Front(
+                engine=client,
+                desk=desk,
+                kept=kept,
+                sink=sink,
+                worker_id=settings.worker_id,
+                model=settings.shown_model,
+            )
+            told = await client.context_tokens() or settings.context_tokens
+            context_tokens = min(told, settings.context_tokens)  # one that embeds tells the room of all its slots
             async with serving(front_app(front, settings.worker_token), sock, stop_grace_s=_CLOSE_S):
                 with _story(settings):
                     _say_ready(settings, url_of(sock), context_tokens, load_s)

@@ -13,8 +13,12 @@ from rbee.worker.closing import Closing
 from rbee.worker.dialects import Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.frames import FrameSplitter, line_start
+from rbee.worker.mending import Mender
 from rbee.worker.reading import broken_off, observe_frames, read_answer
 from rbee.worker.reply import Reply
+from rbee.worker.vectors import shortened, wanted_of
+
+EMBEDDINGS = "/v1/embeddings"
 
 _ERROR_LINE = b'data: {"error":'
 # Chunks that say something about use or ending. In the text of an answer these quotes would be escaped.
@@ -24,9 +28,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def relay_stream(
-    engine: EngineClient, dialect: Dialect, body: bytes, closing: Closing, reply: Reply
+    engine: EngineClient, dialect: Dialect, body: bytes, closing: Closing, reply: Reply, mender: Mender
 ) -> None:
-    """Pass the engine's frames on as they are, each as soon as it is whole.
+    """Pass the engine's frames on, mended where that has to be, each as soon as it is whole.
 
     The closing line is written before the last frame is sent.
 
@@ -43,47 +47,59 @@ async def relay_stream(
             tally.note_arrival()
             failure = line_start(whole, _ERROR_LINE)
             if failure >= 0:
-                await reply.write(whole[:failure])
+                await reply.write(mender.frames(whole[:failure]))
                 observe_frames(whole[failure:], tally)  # raises what the frame tells
             if _TELLING.search(whole):
                 observe_frames(whole, tally)
             if any(line_start(whole, last) >= 0 for last in dialect.last_lines):
                 closing.completed()
-                await reply.end(whole)
+                await reply.end(mender.frames(whole))
                 return
-            await reply.write(whole)
+            if mended := mender.frames(whole):
+                await reply.write(mended)
     raise broken_off()
 
 
 async def relay_whole(
-    engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, reply: Reply
+    engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, reply: Reply, mender: Mender
 ) -> None:
     """Ask for a stream, so that the engine stops when the caller leaves, and answer with what it makes."""
     assembler = dialect.assembler()
     asked = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": True}
     await read_answer(engine, dialect, _encode(asked), closing.tally, lambda _, chunk: assembler.add(chunk))
-    result = assembler.result()
-    if result.get("model", "") is None:
-        result["model"] = body.get("model")
-    answer = _encode(result)
+    answer = _encode(mender.whole(assembler.result()))
     closing.completed()
     await reply.whole(answer)
 
 
 class _Used(Struct):
-    """The one part of a long answer that is looked at."""
+    """The parts of a long answer that are looked at."""
 
     usage: dict[str, Any] = {}
+    input_tokens: int | None = None
 
 
-async def relay_plain(engine: EngineClient, path: str, body: bytes, closing: Closing, reply: Reply) -> None:
-    """Pass on what is no generation: embeddings and rankings."""
-    answer = await engine.ask("POST", path, body)
+async def relay_plain(
+    engine: EngineClient,
+    path: str,
+    asked: dict[str, Any],
+    body: bytes,
+    closing: Closing,
+    reply: Reply,
+    mender: Mender,
+) -> None:
+    """Pass on what is no generation: embeddings, rankings, counted tokens; `body` is `asked` as it came."""
+    wanted = wanted_of(asked) if path == EMBEDDINGS else None
+    if wanted is None:
+        answer = await engine.ask("POST", path, body)
+    else:
+        answer = shortened(await engine.ask("POST", path, _encode({**asked, "encoding_format": "float"})), wanted)
     closing.tally.note_arrival()
     try:
         used = msgspec.json.decode(answer, type=_Used)
     except msgspec.MsgspecError as error:
         raise WorkerError("The engine's answer cannot be read.") from error
-    closing.tally.observe({"usage": used.usage})
+    counted = {} if used.input_tokens is None else {"input_tokens": used.input_tokens}
+    closing.tally.observe({"usage": {**counted, **used.usage}})
     closing.completed()
-    await reply.whole(answer)
+    await reply.whole(mender.named(answer))

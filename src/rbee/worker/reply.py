@@ -7,7 +7,7 @@ import asyncio
 from starlette.types import Send
 
 from rbee.errors import RbeeError
-from rbee.http.errors import error_response
+from rbee.http.errors import ErrorShape, error_frame, error_response
 
 # A reader that takes nothing for so long is cut off, for it holds a slot.
 SEND_TIMEOUT_S = 30.0
@@ -25,10 +25,17 @@ Headers = list[tuple[bytes, bytes]]
 class Reply:
     """Sends a response in its parts. Every send raises `TimeoutError` when the caller does not read."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
-        """Take the headers every answer to this request has."""
+    def __init__(self, send: Send, headers: Headers, frames: ErrorShape = "openai") -> None:
+        """Take what every answer to this request has.
+
+        Args:
+            send: Sends its parts.
+            headers: The headers of every answer.
+            frames: Whose clients read its stream: an error in it goes to them as it is.
+        """
         self._send = send
         self._headers = headers
+        self._frames = frames
         self.is_started = False
         self.is_ended = False
 
@@ -53,10 +60,10 @@ class Reply:
         """Tell of an error: as the answer, or as the last frame of a stream that has begun."""
         if self.is_ended:
             return
-        answer = error_response(error, job_id=job_id)
         if self.is_started:
-            await self.end(b"data: " + bytes(answer.body) + b"\n\n")
+            await self.end(error_frame(error, job_id=job_id, shape=self._frames))
             return
+        answer = error_response(error, job_id=job_id)
         await self._start(answer.status_code, list(answer.raw_headers))
         await self._body(bytes(answer.body), more=False)
 

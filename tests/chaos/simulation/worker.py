@@ -76,10 +76,11 @@ async def _serve(running: Running, site: Site, sink: FileSink, url: str, port: i
     process = running.process
     env, command = running.spec.env, running.spec.command
     slots = int(command[command.index("--slots") + 1])
+    model = command[command.index("--alias") + 1]
     engine: Any = CountingEngine(process, site.temper.token_s)
     desk = site.desks[process] = Desk(slots)
     async with asyncio.TaskGroup() as kept:
-        front = Front(engine=engine, desk=desk, kept=kept, sink=sink, worker_id=env["RBEE_WORKER_ID"])
+        front = Front(engine=engine, desk=desk, kept=kept, sink=sink, worker_id=env["RBEE_WORKER_ID"], model=model)
         site.network.listen(process.machine.address, port, front_app(front, env["RBEE_WORKER_TOKEN"]), process)
         with scope(job_id=env.get("JOB_ID"), correlation_id=env.get("CORRELATION_ID")):
             narrate("worker_ready", "Ready.", url=url, slots=slots, pid=running.pid)

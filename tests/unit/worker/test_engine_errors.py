@@ -54,6 +54,14 @@ def test_loading_engine_says_when_to_come_back() -> None:
     assert translate(503, engine_answer(503, "unavailable_error", "Loading model")).retry_after_s == 1.0
 
 
+def test_picture_that_a_model_cannot_see_is_the_callers_error() -> None:
+    """The engine calls it a failure of its own, which clients would send again."""
+    said = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+    error = translate(500, engine_answer(500, "server_error", said))
+    assert (type(error), error.retryable) == (InvalidRequestError, False)
+    assert error.message == "This model takes no image."
+
+
 def test_missing_purpose_is_named() -> None:
     """The engine's advice names switches nobody has here."""
     said = "This server does not support embeddings. Start it with `--embeddings`"

@@ -23,6 +23,7 @@ from rbee.worker.engines import EngineAddress
 from rbee.worker.front import Front, front_app
 
 TOKEN = "the-token"
+MODEL = "m"
 WORKER_ID = "worker-00000000000000000000000000"
 WAIT_S = 10.0
 CHAT = "/v1/chat/completions"
@@ -146,7 +147,14 @@ async def stage(
         with captured_narration():
             configure(actor="worker", sink=FileSink(fd), worker_id=WORKER_ID)
             async with asyncio.TaskGroup() as kept:
-                front = Front(engine=client, desk=desk, kept=kept, sink=FileSink(token_fd), worker_id=WORKER_ID)
+                front = Front(
+                    engine=client,
+                    desk=desk,
+                    kept=kept,
+                    sink=FileSink(token_fd),
+                    worker_id=WORKER_ID,
+                    model=MODEL,
+                )
                 async with (
                     serving(front_app(front, TOKEN), sock, stop_grace_s=5),
                     aiohttp.ClientSession(url_of(sock), headers=headers) as session,

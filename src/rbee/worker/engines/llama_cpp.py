@@ -142,6 +142,9 @@ class LlamaCpp:
     def _set_pooling(self, parameters: Any, pooling: Any) -> None:
         options = self._options
         parameters.embedding = True
+        # With a context for each slot, the longer of two inputs that are embedded together is cut where the
+        # shorter one ends, and its vector is that of its rest.
+        parameters.kv_unified = True
         # An input is embedded in one piece, so a batch has to hold it.
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, options.context_tokens)
         if options.reranking:
