@@ -54,15 +54,20 @@ class WorkerApi:
         }
         return info.url or "", headers
 
-    async def keep(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+    async def keep(
+        self, placement: Placement, path: str, body: bytes, correlation_id: str, *, has_chunks: bool = False
+    ) -> None:
         """Ask for an answer that the worker narrates; returns once it has accepted.
+
+        Args:
+            has_chunks: Each piece shall carry the engine's own JSON.
 
         Raises:
             WorkerLostError: The worker cannot be reached.
             RbeeError: What it refused with.
         """
         url, headers = self._address(placement, correlation_id)
-        headers["x-rbee-keep"] = "1"
+        headers["x-rbee-keep"] = "chunk" if has_chunks else "1"
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT_S)
         try:
             async with self._session.post(url + path, data=body, headers=headers, timeout=timeout) as answer:
