@@ -46,12 +46,18 @@ async def _read(stack: LocalStack, stream: Any, *, kill_at: int | None) -> list[
     return chunks
 
 
+def _pieces(chunks: list[Any]) -> list[str]:
+    return [text for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content)]
+
+
 def _text(chunks: list[Any]) -> str:
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    return "".join(_pieces(chunks))
 
 
-async def test_stream_goes_on_when_its_worker_is_killed(rbee_stack: LocalStack, client: openai.AsyncOpenAI) -> None:
-    """kill -9 in mid-stream: one answer of exactly as many tokens, its beginning untouched, the seam in the log."""
+async def test_stream_goes_on_when_its_worker_is_killed(
+    rbee_stack: LocalStack, client: openai.AsyncOpenAI
+) -> None:
+    """kill -9 in mid-stream: one answer of exactly as many tokens, its beginning untouched, the seam told."""
     asked: dict[str, Any] = {
         "model": MODEL,
         "messages": PROMPT,
@@ -71,9 +77,7 @@ async def test_stream_goes_on_when_its_worker_is_killed(rbee_stack: LocalStack, 
     seam = first(log, "queen_continue")
     said = seam["fields"]["after_tokens"]
     assert 20 <= said < 200
-    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
-    before = [chunk.choices[0].delta.content for chunk in whole if chunk.choices and chunk.choices[0].delta.content]
-    assert pieces[:said] == before[:said]
+    assert _pieces(chunks)[:said] == _pieces(whole)[:said]
     assert [reason for chunk in chunks for c in chunk.choices if (reason := c.finish_reason)] == ["length"]
     assert [c.delta.role for chunk in chunks for c in chunk.choices if c.delta.role] == ["assistant"]
     assert len({chunk.id for chunk in chunks}) == 1
@@ -94,13 +98,14 @@ async def test_json_of_a_killed_worker_goes_on_to_be_what_the_schema_says(
     """A schema holds over the seam: what both workers said is one document of it."""
     words = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 25, "maxItems": 30}
     schema = {"type": "object", "properties": {"words": words}, "required": ["words"]}
-    stream = await client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "List words as JSON."}],
-        temperature=0,
-        stream=True,
-        response_format={"type": "json_schema", "json_schema": {"name": "words", "schema": schema}},  # type: ignore[arg-type]
-    )
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "List words as JSON."}],
+        "temperature": 0,
+        "stream": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "words", "schema": schema}},
+    }
+    stream = await client.chat.completions.create(**asked)
     chunks = await _read(rbee_stack, stream, kill_at=15)
 
     assert "queen_continue" in actions(await rbee_stack.log(stream.response.headers["x-job-id"]))
@@ -111,14 +116,15 @@ async def test_call_with_tools_whose_worker_is_killed_ends_in_an_error(
     rbee_stack: LocalStack, client: openai.AsyncOpenAI
 ) -> None:
     """What cannot be gone on with raises the client's own error, and is no whole answer."""
-    stream = await client.chat.completions.create(
-        model=MODEL,
-        messages=PROMPT,  # type: ignore[arg-type]
-        max_tokens=200,
-        stream=True,
-        tools=[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
-        extra_body={"ignore_eos": True},
-    )
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": PROMPT,
+        "max_tokens": 200,
+        "stream": True,
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
+        "extra_body": {"ignore_eos": True},
+    }
+    stream = await client.chat.completions.create(**asked)
     with pytest.raises(openai.APIError, match="cannot be continued on another worker: it may call tools") as error:
         await _read(rbee_stack, stream, kill_at=10)
 

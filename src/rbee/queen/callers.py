@@ -12,7 +12,6 @@ from starlette.types import Send
 from rbee.contracts.dialects import DONE, Dialect
 from rbee.contracts.events import encode_json
 from rbee.contracts.frames import frames_data
-from rbee.contracts.operations import MessagesCall
 from rbee.contracts.views import ErrorAnswer
 from rbee.errors import RbeeError
 from rbee.jobs.endings import error_body
@@ -129,7 +128,7 @@ class Caller:
 
     async def fail(self, error: RbeeError) -> None:
         """Tell a caller whose response has begun: one `error` frame, then the end without `[DONE]`."""
-        await self.send(error_frame(error, self._job_id, self._dialect))
+        await self.send(error_frame(error, self._job_id))
         await self.finish()
 
 
@@ -138,19 +137,9 @@ def chunk_frame(chunk: object) -> bytes:
     return b"data: " + encode_json(chunk) + b"\n\n"
 
 
-def error_frame(error: RbeeError, job_id: str, dialect: Dialect | None) -> bytes:
-    """Frame an error as the clients of a route expect it in a stream."""
-    body = error_body(error)
-    if dialect is not None and dialect.path == MessagesCall.path:
-        told = {"type": "error", "error": {"type": _anthropic_type(error), "message": body.message}}
-        return b"event: error\n" + chunk_frame(told)
-    return chunk_frame(ErrorAnswer(error=body, job_id=job_id))
-
-
-def _anthropic_type(error: RbeeError) -> str:
-    if error.status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if error.status < 500 else "api_error"
+def error_frame(error: RbeeError, job_id: str) -> bytes:
+    """Frame an error that ends a stream."""
+    return chunk_frame(ErrorAnswer(error=error_body(error), job_id=job_id))
 
 
 def _spliced(splice: Splice, frames: bytes, attempt: int) -> bytes:

@@ -65,7 +65,7 @@ def asked_of(operation: Generation, model: str | None) -> Asked:
     assert operation.request is not None, "a kept call has its whole body"
     body = {key: value for key, value in operation.request.items() if key not in _QUEENS}
     if model is not None:
-        body["model"] = model
+        body.setdefault("model", model)
     if body.get("stream") is not True:
         body.pop("stream_options", None)
     return Asked(path=operation.path, body=body, attempts=operation.attempts)

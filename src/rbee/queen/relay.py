@@ -52,6 +52,12 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _ERROR_LINE = b'data: {"error":'
 
 
+class _Named(Struct):
+    """What of a call's body is looked at before there is a loss: the name that its answer repeats."""
+
+    model: str | None = None
+
+
 class Call(Struct, frozen=True, kw_only=True):
     """A relayed call.
 
@@ -81,7 +87,10 @@ class Call(Struct, frozen=True, kw_only=True):
         """Return the side of the call that its response is sent to."""
         dialect = DIALECTS.get(self.path)
         is_narrated = self.is_narrated and self.is_stream and self.path == ChatCompletion.path
-        splice = Splice(DIALECTS[self.path], names_of(self.record)) if is_narrated else None
+        splice = None
+        if is_narrated:
+            model = msgspec.json.decode(self.body, type=_Named).model
+            splice = Splice(DIALECTS[self.path], names_of(self.record, model))
         can_continue = self.is_stream and self.path in (ChatCompletion.path, Completion.path)
         is_held = can_continue and self.operation.attempts > 1
         return Caller(send, self.record.job_id, dialect, is_held=is_held, splice=splice)
@@ -389,7 +398,7 @@ class _RelayedResponse(Response):
                     await caller.comment()
                 for event in events:
                     if seq_and_kind(event)[1] == "narration":
-                        await caller.tell(story_of(event))
+                        await caller.tell(story_of(msgspec.json.decode(event)))
         finally:
             reader.close()
 

@@ -35,6 +35,7 @@ from rbee.queen.hives import HiveBook
 from rbee.queen.idle import IdleWorkers
 from rbee.queen.infer import KeptAnswers
 from rbee.queen.ingest import Ingest
+from rbee.queen.kept_calls import KeptCalls
 from rbee.queen.leftovers import Leftovers
 from rbee.queen.old_requests import OldRequests
 from rbee.queen.patience import Stories
@@ -81,6 +82,7 @@ class QueenService:
             **commands.handlers(),
         }
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
+        self.kept_calls = KeptCalls(registry)
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
         self._old_requests = OldRequests(book, workers, worker_api)

@@ -186,12 +186,12 @@ def _finish_of(chunk: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def names_of(record: JobRecord) -> dict[str, Any]:
-    """Return the id, time and model of a chat completion whose first chunk is the queen's own."""
+def names_of(record: JobRecord, model: str | None, prefix: str = "chatcmpl-") -> dict[str, Any]:
+    """Return the id, time and model of a response that the queen names: the same whenever it is read."""
     ulid = record.job_id.partition("-")[2]
-    return {"id": f"chatcmpl-{ulid}", "created": int(record.created_at), "model": record.model}
+    return {"id": prefix + ulid, "created": int(record.created_at), "model": model or record.model}
 
 
-def story_of(event: bytes) -> str:
+def story_of(event: Mapping[str, Any]) -> str:
     """Return the sentence of a narration, as a line of its own."""
-    return f"{msgspec.json.decode(event)['message']}\n"
+    return f"{event['message']}\n"
