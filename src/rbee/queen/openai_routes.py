@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rbee.contracts.models import KNOWN_MODELS
-from rbee.contracts.operations import ChatCompletion
+from rbee.contracts.operations import ChatCompletion, Completion, MessagesCall, ResponseCall, operation_name
 from rbee.contracts.states import WorkerState
 from rbee.contracts.strict import decode_strict
 from rbee.errors import (
@@ -22,7 +22,8 @@ from rbee.errors import (
     UnsupportedMediaTypeError,
     WorkerError,
 )
-from rbee.http.routes import Route, read_body
+from rbee.http.routes import Endpoint, Route, read_body
+from rbee.queen.call_ways import is_kept, is_narrated
 from rbee.queen.service import QueenService
 
 NEVER_KEPT = frozenset({"messages", "prompt", "input", "system", "instructions", "tools"})
@@ -38,23 +39,26 @@ class OpenAIRoutes:
     def table(self) -> list[Route]:
         """Return the rows."""
         return [
-            Route(
-                method="POST",
-                path="/v1/chat/completions",
-                endpoint=self.chat_completions,
-                summary="An answer to a conversation, as OpenAI's API has it; streamed when `stream` is true.",
-                result=dict[str, Any],
-                errors=(
-                    InvalidRequestError,
-                    ModelNotFoundError,
-                    PayloadTooLargeError,
-                    UnsupportedMediaTypeError,
-                    OverloadedError,
-                    WorkerError,
-                    NoCapacityError,
-                    DeadlineExceededError,
-                ),
-            ),
+            *[
+                Route(
+                    method="POST",
+                    path=kind.path,
+                    endpoint=self._endpoint(kind),
+                    summary="An answer, as OpenAI's or Anthropic's API has it; streamed when `stream` is true.",
+                    result=dict[str, Any],
+                    errors=(
+                        InvalidRequestError,
+                        ModelNotFoundError,
+                        PayloadTooLargeError,
+                        UnsupportedMediaTypeError,
+                        OverloadedError,
+                        WorkerError,
+                        NoCapacityError,
+                        DeadlineExceededError,
+                    ),
+                )
+                for kind in (ChatCompletion, Completion, ResponseCall, MessagesCall)
+            ],
             Route(
                 method="GET",
                 path="/v1/models",
@@ -82,23 +86,35 @@ class OpenAIRoutes:
         ]
         return {"object": "list", "data": data}
 
-    async def chat_completions(self, request: Request) -> Response:
-        """Accept a call as a job and relay its answer."""
+    def _endpoint(self, kind: type[Any]) -> Endpoint:
+        async def call(request: Request) -> Response:
+            return await self._call(kind, request)
+
+        return call
+
+    async def _call(self, kind: type[Any], request: Request) -> Response:
+        """Accept a call as a job and answer it: relayed, or kept where that is asked for."""
         call = read_call(await read_body(request))
-        if not isinstance(call.get("messages"), list) or not call["messages"]:
+        is_list_needed = kind in (ChatCompletion, MessagesCall)
+        if is_list_needed and (not isinstance(call.get("messages"), list) or not call["messages"]):
             raise InvalidRequestError("`messages` must be a list with at least one message.", param="messages")
-        if request.headers.get("x-rbee-keep"):
-            raise InvalidRequestError("x-rbee-keep is not supported yet; submit an infer job to /v1/jobs instead.")
-        operation = read_operation(call)
+        is_to_be_kept, is_told = is_kept(kind, call, request.headers), is_narrated(request.headers)
+        operation = read_operation(kind, call)
+        if is_to_be_kept:
+            operation = msgspec.structs.replace(operation, request=call)
         record = await self._service.accept(
             operation,
             correlation_id=request.state.correlation_id,
             is_correlation_id_replaced=request.state.is_correlation_id_replaced,
             principal=request.state.principal,
-            is_kept=False,
+            is_kept=is_to_be_kept,
         )
+        if is_to_be_kept:
+            self._service.launch(record, operation)
+            return self._service.kept_calls.response(record, operation, is_narrated=is_told)
         call["model"] = record.model
-        return self._service.relay.response(record, operation, "/v1/chat/completions", msgspec.json.encode(call))
+        body = msgspec.json.encode(call)
+        return self._service.relay.response(record, operation, kind.path, body, is_narrated=is_told)
 
 
 def read_call(body: bytes) -> dict[str, Any]:
@@ -114,7 +130,7 @@ def read_call(body: bytes) -> dict[str, Any]:
     return call
 
 
-def read_operation(call: dict[str, Any]) -> ChatCompletion:
+def read_operation(kind: type[Any], call: dict[str, Any]) -> Any:
     """Make the operation of a call, and take the deadlines, which are none of the engine's, out of the call.
 
     Raises:
@@ -122,7 +138,7 @@ def read_operation(call: dict[str, Any]) -> ChatCompletion:
     """
     model = read_model(call)
     deadlines = {name: call.pop(name) for name in DEADLINES if name in call}
-    told = decode_strict(msgspec.json.encode({"operation": "chat_completion", **deadlines}), (ChatCompletion,))
+    told = decode_strict(msgspec.json.encode({"operation": operation_name(kind), **deadlines}), (kind,))
     parameters = {key: value for key, value in call.items() if key not in NEVER_KEPT}
     return msgspec.structs.replace(told, model=model, parameters=parameters)
 
