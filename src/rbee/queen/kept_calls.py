@@ -238,6 +238,8 @@ async def put_together(
     if retelling.error is not None:
         raise retelling.error
     whole = assembler.result()
+    if retelling.usage is not None:
+        whole.setdefault("usage", retelling.usage)  # its engine was lost before it could tell
     if whole.get("model", "") is None:
         whole["model"] = request.get("model")
     return whole

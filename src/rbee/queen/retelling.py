@@ -15,7 +15,7 @@ from rbee.contracts.views import ErrorBody
 from rbee.errors import InvalidRequestError, RbeeError, error_classes
 from rbee.jobs.records import JobRecord
 from rbee.queen.responses import response_id, response_object
-from rbee.queen.splice import Splice, names_of, story_of
+from rbee.queen.splice import Splice, names_of, story_of, usage_of
 
 _PREFIXES: dict[str, str] = {
     ChatCompletion.path: "chatcmpl-",
@@ -42,6 +42,7 @@ class Retelling:
 
     Attributes:
         error: What the call failed with, once its log has ended so.
+        usage: What the answer took, once it has ended whole; None where that is told in its own form.
         is_ended: Its log has ended.
     """
 
@@ -55,6 +56,7 @@ class Retelling:
         """
         self.dialect = DIALECTS[operation.path]
         self.error: RbeeError | None = None
+        self.usage: dict[str, Any] | None = None
         self.is_ended = False
         self._has_answer = False
         self._form = _form_of(record, operation, self.dialect, is_narrated=is_narrated)
@@ -69,11 +71,17 @@ class Retelling:
             case "end":
                 self.is_ended = True
                 if decoded["state"] == JobState.COMPLETED:
-                    return self._form.completed(decoded.get("result") or {})
+                    return self._completed(decoded.get("result") or {})
                 self.error = _error_of(decoded)
                 return []
             case _:
                 return [] if self._has_answer else self._form.waits(decoded)
+
+    def _completed(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        counts = result.get("usage") or {}
+        if isinstance(self._form, _Chunks):
+            self.usage = usage_of(counts.get("prompt_tokens"), counts.get("completion_tokens"))
+        return self._form.completed(result)
 
     def frames(self, event: bytes, seq: int) -> bytes:
         """Take the next event; returns the frames that stand for it, the last of them with the event's number."""

@@ -110,7 +110,7 @@ class Splice:
         if isinstance(usage, dict):
             prompt, completion = self._counts(usage["prompt_tokens"], usage["completion_tokens"], before)
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-            chunk["usage"] = _usage(prompt, completion) | (
+            chunk["usage"] = usage_of(prompt, completion) | (
                 {"prompt_tokens_details": {"cached_tokens": min(cached, prompt)}} if cached is not None else {}
             )
         if isinstance(timings, dict) and {"cache_n", "prompt_n", "predicted_n"} <= timings.keys():
@@ -155,7 +155,7 @@ class Splice:
             part |= nothing
             chunks.append(self._chunk([part]))
         if is_usage_asked and not self.is_usage_told:
-            told = _usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            told = usage_of(usage.get("prompt_tokens"), usage.get("completion_tokens"))
             chunks.append(self._chunk([]) | {"usage": told})
         return chunks
 
@@ -175,7 +175,8 @@ def replay(dialect: Dialect, frames: Iterable[bytes], attempt: int) -> Splice:
     return splice
 
 
-def _usage(prompt: int | None, completion: int | None) -> dict[str, Any]:
+def usage_of(prompt: int | None, completion: int | None) -> dict[str, Any]:
+    """Tell what an answer took, as the API does."""
     total = None if prompt is None or completion is None else prompt + completion
     return {"completion_tokens": completion, "prompt_tokens": prompt, "total_tokens": total}
 

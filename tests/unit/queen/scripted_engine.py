@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from tests.unit.queen.queen_stage import token
+
 ANSWER = ("One", " two", " three", " 🙂", " five", " six")
 PROMPT_TOKENS = 10
 _numbers = itertools.count(1)
@@ -56,3 +58,70 @@ def said_in(body: dict[str, Any]) -> tuple[str, ...]:
         found.append(word)
         text = text.removeprefix(word)
     return tuple(found)
+
+
+def lines_of(frames: list[bytes], job_id: str, attempt: int = 1) -> list[bytes]:
+    """Return the token lines by which a worker narrates a stream of a kept call."""
+    lines, tokens = [], 0
+    for number, frame in enumerate(frame for frame in frames if frame != DONE):
+        chunk = msgspec.json.decode(frame.partition(b"data: ")[2])
+        text = _text_of(chunk)
+        tokens += bool(text)
+        more: dict[str, Any] = {"prompt_tokens": PROMPT_TOKENS} if number == 0 and attempt == 1 else {}
+        finish = _finish_of(chunk)
+        more |= {"finish_reason": finish} if finish else {}
+        lines.append(token(job_id, attempt, text, tokens=tokens, chunk=chunk, **more))
+    return lines
+
+
+def _text_of(chunk: dict[str, Any]) -> str:
+    choices = chunk.get("choices") or [{}]
+    delta = choices[0].get("delta") or chunk.get("delta") or {}
+    if isinstance(delta, str):
+        return delta
+    return str(choices[0].get("text") or delta.get("content") or delta.get("text") or "")
+
+
+def _finish_of(chunk: dict[str, Any]) -> str | None:
+    choices = chunk.get("choices") or [{}]
+    finish: str | None = choices[0].get("finish_reason")
+    return finish
+
+
+def response_frames() -> list[bytes]:
+    """Return the frames of an answer of the Responses API."""
+    begun = {"id": "resp_engine", "object": "response", "status": "in_progress"}
+    text = {"type": "output_text", "annotations": [], "text": "".join(ANSWER)}
+    item = {"type": "message", "status": "completed", "id": "msg_1", "content": [text], "role": "assistant"}
+    usage = {"input_tokens": PROMPT_TOKENS, "output_tokens": len(ANSWER), "total_tokens": 16}
+    whole = {**begun, "created_at": 1, "status": "completed", "model": "model", "output": [item], "usage": usage}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        *({"type": "response.output_text.delta", "item_id": "msg_1", "delta": word} for word in ANSWER),
+        {"type": "response.completed", "response": whole},
+    ]
+    return [_typed(event) for event in events]
+
+
+def message_frames() -> list[bytes]:
+    """Return the frames of an answer of Anthropic's API."""
+    usage = {"input_tokens": PROMPT_TOKENS, "output_tokens": 0}
+    message = {"id": "chatcmpl-1", "type": "message", "role": "assistant", "content": [], "model": "model"}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {**message, "usage": usage}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *(
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
+            for word in ANSWER
+        ),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": len(ANSWER)}},
+        {"type": "message_stop"},
+    ]
+    return [_typed(event) for event in events]
+
+
+def _typed(event: dict[str, Any]) -> bytes:
+    name: bytes = event["type"].encode()
+    return b"event: " + name + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"
