@@ -273,7 +273,10 @@ class Answering:
         done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.hive_lost_s)
         if not done:
             return error
-        told = placement.closing.exception() or failure_of(placement.closing.result())
+        ended = placement.closing.exception()
+        if ended is None and placement.closing.result().get("outcome") == "cancelled":
+            return error  # it lives, and takes us for a caller that left: it was cut off
+        told = ended or failure_of(placement.closing.result())
         return told if isinstance(told, RbeeError) else error
 
 
