@@ -22,8 +22,10 @@ from rbee.errors import (
     WorkerLostError,
     error_classes,
 )
+from rbee.queen.continuation import not_continued
 from rbee.queen.hives import HiveBook
 from rbee.queen.patience import Patience
+from rbee.queen.said import Said
 from rbee.queen.settings import QueenSettings
 from rbee.queen.worker_api import Heard, WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
@@ -244,6 +246,17 @@ class Answering:
                 placement.moved_at = asyncio.get_running_loop().time()
         placement.closing.result()
         await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
+
+    def check_prefill(self, placement: Placement, said: Said, lost: RbeeError | None) -> None:
+        """Refuse to have a worker go on with an answer whose engine would begin anew.
+
+        Raises:
+            WorkerLostError: It would; the first worker's end is named.
+        """
+        if lost is None or not said.text:
+            return
+        if not self._book.has_prefill(placement.worker_id):
+            raise not_continued(lost, f"the engine of {placement.worker_id} does not go on from a beginning")
 
     def is_asked_again(self, placement: Placement, began_at: float) -> bool:
         """Tell whether a worker that could not be asked, from a loop time on, may still be about to answer."""

@@ -72,10 +72,10 @@ class Caller:
         async with self._starting:
             if self.is_started:
                 return
-            self.is_started = True
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             raw += [(b"x-job-id", self._job_id.encode()), (b"x-request-id", self._job_id.encode())]
             await self._send({"type": "http.response.start", "status": status, "headers": raw})
+            self.is_started = True
 
     async def pass_on(self, frames: bytes, attempt: int) -> None:
         """Send some whole frames of the answer."""

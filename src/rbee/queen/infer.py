@@ -71,7 +71,7 @@ class KeptAnswers:
                 raise failed.cause from failed
             return Loss(failed.cause)
         try:
-            return await self._attempt(job, asked, placement, is_resumed=left is not None)
+            return await self._attempt(job, asked, placement, lost, is_resumed=left is not None)
         except LOST as error:
             return Loss(error, placement.worker_id)
 
@@ -83,7 +83,7 @@ class KeptAnswers:
         return await self._dispatcher.acquire(job, job.record.model, seam(said, lost), purpose=purpose)
 
     async def _attempt(
-        self, job: RunningJob, asked: Asked, placement: Placement, *, is_resumed: bool
+        self, job: RunningJob, asked: Asked, placement: Placement, lost: Loss | None, *, is_resumed: bool
     ) -> dict[str, Any]:
         """Let one worker answer; returns its closing line's fields, and gives its slot back.
 
@@ -99,6 +99,7 @@ class KeptAnswers:
             said = Said()
             if placement.attempt > 1:
                 said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)
+            self._answering.check_prefill(placement, said, lost.error if lost is not None else None)
             body = encode_json(body_after(asked, said))
             fields = await self._answer(job, asked.path, body, placement, is_resumed=is_resumed)
         except asyncio.CancelledError:

@@ -152,6 +152,7 @@ class Relay:
                 raise failed.cause from failed
             return Loss(failed.cause)
         try:
+            self._answering.check_prefill(placement, said, lost.error if lost is not None else None)
             await self._pass_on(job, placement, call, body, caller)
             return self._made(job, caller, await self._answering.relayed_closing(placement))
         except LOST as error:
@@ -324,8 +325,9 @@ class Relay:
                 placement.heard_at = asyncio.get_running_loop().time()
                 failure = line_start(frames, _ERROR_LINE)
                 last = frames if failure < 0 else frames[:failure]
+                if last and not caller.is_started:  # until then, a refusal is a status
+                    await caller.start(answer.status, headers)
                 if last:
-                    await caller.start(answer.status, headers)  # until then, a refusal is a status
                     await caller.pass_on(last, placement.attempt)
                 if failure >= 0:
                     raise told_in(frames[failure:])

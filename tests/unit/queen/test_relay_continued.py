@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from rbee.contracts.operations import ChatCompletion, Completion
 from rbee.queen import answering, callers, patience
-from tests.unit.queen.queen_stage import MODEL, closing
+from tests.unit.queen.queen_stage import MODEL, closing, token
 from tests.unit.queen.scripted_engine import ANSWER, DONE, PROMPT_TOKENS, frames_of, said_in
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, served, until
 
@@ -346,3 +346,34 @@ async def _beat(hive: ScriptedHive) -> None:
     while True:
         hive.beat()
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_worker_whose_engine_would_begin_anew_does_not_go_on(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, url: str, is_kept: bool
+) -> None:
+    """An engine without prefill is not asked to continue: the answer is lost, and that is said."""
+    first = hive.workers[0].worker_id
+    second = hive.has_worker()
+    hive.workers = [msgspec.structs.replace(info, has_prefill=info.worker_id != second) for info in hive.workers]
+    hive.beat()
+    if is_kept:
+        job_id = await whole_queen.infer()
+        await until(lambda: len(hive.asked) == 1)
+        await hive.kill(first, token(job_id, text="One"))
+    else:
+        calling = asyncio.ensure_future(_read(caller, url + CHAT_PATH, CHAT))
+        await until(lambda: len(hive.asked) == 1)
+        job_id = hive.asked[0][1]["x-job-id"]
+        _put(hive, *frames_of(CHAT)[:3], ConnectionError("the worker dies"))
+        await until(hive.frames.empty)
+        await hive.kill(first)
+        await calling
+    end = await whole_queen.end(job_id)
+
+    assert (end["state"], end["reason"]) == ("failed", "worker_lost")
+    assert end["error"]["message"] == (
+        f"{ENDED} The answer cannot be continued on another worker: "
+        f"the engine of {second} does not go on from a beginning."
+    )
+    assert len(hive.asked) == 1
