@@ -77,16 +77,15 @@ class Caller:
             await self._send({"type": "http.response.start", "status": status, "headers": raw})
             self.is_started = True
 
-    async def pass_on(self, frames: bytes, attempt: int) -> None:
-        """Send some whole frames of the answer."""
+    def take(self, frames: bytes, attempt: int) -> bytes:
+        """Take some whole frames, or all of an answer that does not stream; returns what is sent for them."""
         if not self.has_answer:
             self.has_answer, self.first_at = True, time.time()
         if self.splice is not None:
-            frames = _spliced(self.splice, frames, attempt)
-        elif self._held is not None:
+            return _spliced(self.splice, frames, attempt)
+        if self._held is not None:
             self._hold(frames)
-        if frames:
-            await self.send(frames)
+        return frames
 
     def _hold(self, frames: bytes) -> None:
         assert self._held is not None

@@ -36,7 +36,16 @@ from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
 from rbee.queen.answering import Answering, failure_of, told_in
 from rbee.queen.callers import DONE_FRAME, Caller, chunk_frame
-from rbee.queen.continuation import Asked, GiveUp, Whole, after_loss, body_after, not_continued, why_not
+from rbee.queen.continuation import (
+    Asked,
+    GiveUp,
+    Whole,
+    after_loss,
+    body_after,
+    has_all_tokens,
+    not_continued,
+    why_not,
+)
 from rbee.queen.dispatch import Dispatcher, StartFailedError
 from rbee.queen.losses import LOST, NOT_STARTED, Loss, raise_if_nowhere_else, seam
 from rbee.queen.said import Said
@@ -123,24 +132,25 @@ class Relay:
 
         A worker that is lost is replaced, as often as the call may be placed; what it said is gone on from.
         """
-        body, failed_starts = call.body, 0
+        failed_starts = 0
         loss: Loss | None = None
+        begun: Asked | None = None
         while True:
-            outcome = await self._once(job, call, body, caller, loss)
+            outcome = await self._once(job, call, begun, caller, loss)
             if isinstance(outcome, dict):
                 return outcome
             loss = outcome
             failed_starts += loss.worker_id is None
-            following = self._body_after(job, call, caller, loss, job.record.attempt + failed_starts)
+            following = self._following(job, call, caller, loss, job.record.attempt + failed_starts)
             if isinstance(following, Whole):
                 return await self._complete(job, call, caller, following.finish_reason)
             raise_if_nowhere_else(job, loss, self._dispatcher)
-            body = following
+            begun = following
 
     async def _once(
-        self, job: RunningJob, call: Call, body: bytes, caller: Caller, lost: Loss | None
+        self, job: RunningJob, call: Call, begun: Asked | None, caller: Caller, lost: Loss | None
     ) -> dict[str, Any] | Loss:
-        """Let one worker answer, or go on; returns the result, or how the worker was lost."""
+        """Let one worker answer, or go on with what has `begun`; returns the result, or how it was lost."""
         assert job.record.model is not None
         said = caller.splice.said if caller.splice is not None else Said()
         try:
@@ -153,6 +163,9 @@ class Relay:
             return Loss(failed.cause)
         try:
             self._answering.check_prefill(placement, said, lost.error if lost is not None else None)
+            body = call.body
+            if begun is not None and caller.splice is not None:
+                body = await self._body_after(placement, begun, caller.splice, job.record.correlation_id)
             await self._pass_on(job, placement, call, body, caller)
             return self._made(job, caller, await self._answering.relayed_closing(placement))
         except LOST as error:
@@ -163,12 +176,26 @@ class Relay:
         finally:
             self._dispatcher.release(placement)
 
-    def _body_after(self, job: RunningJob, call: Call, caller: Caller, loss: Loss, used: int) -> bytes | Whole:
-        """Return what the next worker is asked for; raises where there is none to be asked."""
+    async def _body_after(self, placement: Placement, asked: Asked, splice: Splice, correlation_id: str) -> bytes:
+        """Return what a worker is asked for so that it goes on.
+
+        What was said is counted by its pieces, each a token, and by the worker's tokenizer, for a piece may be
+        several: an emoji is.
+        """
+        if splice.said.text:
+            tokens = await self._worker_api.count_tokens(placement, splice.said.text, correlation_id)
+            splice.said.recount(tokens)
+        splice.is_full |= has_all_tokens(asked, splice.said)
+        return encode_json(body_after(asked, splice.said))
+
+    def _following(
+        self, job: RunningJob, call: Call, caller: Caller, loss: Loss, used: int
+    ) -> Asked | Whole | None:
+        """Return what is to be gone on with, None where nothing has begun; raises where nobody is to be asked."""
         if not caller.has_answer:
             if used >= call.operation.attempts:
                 raise loss.error
-            return call.body
+            return None
         asked = Asked(path=call.path, body=msgspec.json.decode(call.body), attempts=call.operation.attempts)
         splice = caller.spliced(job.record.attempt)
         if splice is None:
@@ -183,7 +210,7 @@ class Relay:
         if used >= asked.attempts:
             raise not_continued(loss.error, "how many tokens it took is not known")
         splice.is_full = isinstance(verdict, Whole)
-        return encode_json(body_after(asked, splice.said))
+        return asked
 
     async def _complete(self, job: RunningJob, call: Call, caller: Caller, finish_reason: str) -> dict[str, Any]:
         """End an answer that only lacked its last frames."""
@@ -275,7 +302,7 @@ class Relay:
             else:
                 whole = await read_bounded(answer, ANSWER_BYTES_MAX)
                 await caller.start(answer.status, headers)
-                await caller.pass_on(whole, placement.attempt)
+                await caller.send(caller.take(whole, placement.attempt))
 
     async def _ask(
         self, stack: AsyncExitStack, placement: Placement, path: str, body: bytes, correlation_id: str
@@ -327,8 +354,8 @@ class Relay:
                 last = frames if failure < 0 else frames[:failure]
                 if last and not caller.is_started:  # until then, a refusal is a status
                     await caller.start(answer.status, headers)
-                if last:
-                    await caller.pass_on(last, placement.attempt)
+                if last and (taken := caller.take(last, placement.attempt)):
+                    await caller.send(taken)
                 if failure >= 0:
                     raise told_in(frames[failure:])
         except aiohttp.ClientError:

@@ -48,6 +48,12 @@ class Said:
         """How many tokens were generated, over all attempts."""
         return sum(self.tokens.values())
 
+    def recount(self, tokens: int) -> None:
+        """Take how many tokens a tokenizer finds in the text, where that is more than was told."""
+        missing = tokens - self.all_tokens
+        if missing > 0:
+            self.tokens[max(self.tokens)] += missing
+
     def take(self, event: dict[str, Any]) -> None:
         """Take one piece."""
         attempt, text = int(event.get("attempt") or 0), event.get("text") or ""

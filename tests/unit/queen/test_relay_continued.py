@@ -377,3 +377,26 @@ async def test_worker_whose_engine_would_begin_anew_does_not_go_on(
         f"the engine of {second} does not go on from a beginning."
     )
     assert len(hive.asked) == 1
+
+
+async def test_piece_of_several_tokens_counts_as_many(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, url: str
+) -> None:
+    """An emoji is one piece of three tokens: the tokenizer is asked, so that `max_tokens` and the usage hold."""
+    hive.several = "🙂"
+    calling = asyncio.ensure_future(_read(caller, url + CHAT_PATH, CHAT | USAGE | {"max_tokens": 8}))
+    await until(lambda: len(hive.asked) == 1)
+    _put(hive, *frames_of(CHAT)[:5], ConnectionError("the worker dies"))
+    await until(hive.frames.empty)
+    await hive.kill(hive.workers[0].worker_id)
+    await until(lambda: len(hive.asked) == 2)
+    body = hive.asked[1][0]
+    usage = {"prompt_tokens": PROMPT_TOKENS + 6, "completion_tokens": 2, "total_tokens": PROMPT_TOKENS + 8}
+    chunk = msgspec.json.encode({"choices": [], "usage": usage})
+    _put(hive, *frames_of(body)[:-2], b"data: " + chunk + b"\n\n", DONE, None)
+    received, _ = await calling
+
+    assert body["messages"][-1]["content"] == "One two three 🙂"
+    assert body["max_tokens"] == 2
+    told = _chunks(received)[-1]["usage"]
+    assert told == {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 8, "total_tokens": PROMPT_TOKENS + 8}
