@@ -261,9 +261,9 @@ class Answering:
     def is_asked_again(self, placement: Placement, began_at: float) -> bool:
         """Tell whether a worker that could not be asked, from a loop time on, may still be about to answer."""
         waited_s = asyncio.get_running_loop().time() - began_at
-        return waited_s < self._settings.hive_lost_s and self._book.has_ready(
-            placement.worker_id, placement.hive_id
-        )
+        is_there = self._book.has_ready(placement.worker_id, placement.hive_id)
+        is_kept = is_there and not self._workers.is_draining(placement.worker_id)
+        return is_kept and waited_s < self._settings.hive_lost_s
 
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.

@@ -59,7 +59,7 @@ class Caller:
         self._dialect = dialect
         self._held: list[bytes] | None = [] if is_held and splice is None else None
         self._held_bytes = 0
-        self._starting = asyncio.Lock()
+        self._sending_first = asyncio.Lock()
         self.splice = splice
         self.is_started = False
         self.has_answer = False
@@ -68,10 +68,12 @@ class Caller:
         self.finished = asyncio.Event()
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send the head of the response, once."""
-        async with self._starting:
-            if self.is_started:
-                return
+        """Send the head of the response, once; behind what it was told while it waited."""
+        async with self._sending_first:
+            await self._start(status, headers)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        if not self.is_started:
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             raw += [(b"x-job-id", self._job_id.encode()), (b"x-request-id", self._job_id.encode())]
             await self._send({"type": "http.response.start", "status": status, "headers": raw})
@@ -103,11 +105,12 @@ class Caller:
 
     async def tell(self, text: str) -> None:
         """Send, as thinking, what the answer waits for; nothing once it has begun."""
-        if self.splice is None or self.has_answer:
-            return
-        frame = chunk_frame(self.splice.story(text))
-        await self.start(200, STREAM_HEADERS)
-        await self.send(frame)
+        async with self._sending_first:
+            if self.splice is None or self.has_answer:
+                return
+            frame = chunk_frame(self.splice.story(text))
+            await self._start(200, STREAM_HEADERS)
+            await self.send(frame)
 
     async def comment(self) -> None:
         """Send something that says nothing, so that nobody thinks the stream is dead."""

@@ -150,23 +150,33 @@ class _RetoldStream(_Retold):
         self._is_started = False
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._tell_all(send)
+        except RbeeError as error:
+            if not self._is_started:
+                await self._refuse(error, scope, receive, send)
+                return
+            await self._send(send, error_frame(error, self._job_id))
+        await self._start(send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tell_all(self, send: Send) -> None:
+        """Send what the log has, to its end.
+
+        Raises:
+            RbeeError: The call failed, its log was forgotten, or the queen stops.
+        """
         reader = await self._registry.follow(self._job_id)
         try:
             while not self._retelling.is_ended:
                 events = await reader.next(COMMENT_EVERY_S)
-                error = self._stopping() if reader.is_closing and not events else None
+                if not events and reader.is_closing:
+                    raise self._stopping()
                 await self._tell(events, send)
-                error = error or self._retelling.error
-                if error is not None and not self._is_started:
-                    await self._refuse(error, scope, receive, send)
-                    return
-                if error is not None:
-                    await self._send(send, error_frame(error, self._job_id))
-                    break
         finally:
             reader.close()
-        await self._start(send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._retelling.error is not None:
+            raise self._retelling.error
 
     async def _tell(self, events: list[bytes], send: Send) -> None:
         frames = []

@@ -352,7 +352,7 @@ class Relay:
                 placement.heard_at = asyncio.get_running_loop().time()
                 failure = line_start(frames, _ERROR_LINE)
                 last = frames if failure < 0 else frames[:failure]
-                if last and not caller.is_started:  # until then, a refusal is a status
+                if last and not caller.has_answer:  # until then, a refusal is a status
                     await caller.start(answer.status, headers)
                 if last and (taken := caller.take(last, placement.attempt)):
                     await caller.send(taken)
