@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report import Row, main, median
+from rbee.contracts.dialects import DIALECTS
+from rbee.contracts.frames import FrameSplitter, frames_data
 from rbee.narration import FileSink
 from rbee.worker.calls import Call
-from rbee.worker.dialects import DIALECTS
-from rbee.worker.frames import FrameSplitter, frames_data
 from rbee.worker.keep import TokenWriter
 from rbee.worker.mending import Mender
 from rbee.worker.reading import decode_chunk

@@ -105,6 +105,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
         context_tokens: How many tokens one request may use; 0 where it is not known.
         device: Where it runs, as it was asked for; None where its engine chose.
         memory_bytes: What it was estimated to take when it was started; 0 where it is not known.
+        has_prefill: It goes on from an assistant's message that stands last, so that it can continue an answer.
     """
 
     worker_id: str
@@ -120,6 +121,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     device: str | None = None
     memory_bytes: int = 0
+    has_prefill: bool = True
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):

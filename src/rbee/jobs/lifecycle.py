@@ -87,9 +87,7 @@ def ended(
 ) -> Changed:
     """End the job: `events` (the closing sentence), then `end` as the last number of the log."""
     check_transition(record, to, fence)
-    kept = result
-    if result is not None and not record.is_stored:
-        kept = {key: value for key, value in result.items() if key != "text"}
+    kept = _without_text(result) if result is not None and not record.is_stored else result
     after = msgspec.structs.replace(
         record,
         state=to,
@@ -115,6 +113,22 @@ def ended(
         },
     )
     return Changed(after, [*events, end])
+
+
+def erased(record: JobRecord) -> Changed:
+    """Keep of an ended job no request, no log and no text.
+
+    Raises:
+        ConflictError: It has not ended.
+    """
+    if not record.is_ended:
+        raise ConflictError(f"The job {record.job_id} is {record.state}; it can be erased once it has ended.")
+    result = None if record.result is None else encode_json(_without_text(msgspec.json.decode(record.result)))
+    return Changed(msgspec.structs.replace(record, is_stored=False, result=result), [])
+
+
+def _without_text(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "text"}
 
 
 def cancel_requested(record: JobRecord) -> Changed:

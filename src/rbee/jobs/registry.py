@@ -24,7 +24,7 @@ from rbee.errors import GoneError, InvalidRequestError
 from rbee.jobs.claim import LEASE_S, LOOK_S, ClaimedJob, Claims, closing
 from rbee.jobs.endings import USER_STOP, stopped
 from rbee.jobs.event_log import PAGE_EVENTS, LogHub, LogReader
-from rbee.jobs.lifecycle import cancel_requested, ended, started, state_event, taken_over
+from rbee.jobs.lifecycle import cancel_requested, ended, erased, started, state_event, taken_over
 from rbee.jobs.records import Changed, Fence, JobFilter, JobRecord, LogPage, view_of
 from rbee.jobs.sqlite_store import SqliteStore
 from rbee.jobs.store import JobStore
@@ -270,6 +270,14 @@ class JobRegistry:
     async def request_cancel(self, job_id: str) -> JobRecord:
         """Mark a job as to be cancelled; whoever runs it sees to the rest. Again and again without harm."""
         return await self.store.change(job_id, cancel_requested)
+
+    async def erase(self, job_id: str) -> JobRecord:
+        """Erase request, log and text of a job that has ended; again and again without harm.
+
+        Raises:
+            ConflictError: It has not ended.
+        """
+        return await self.store.change(job_id, erased)
 
     async def update(
         self,

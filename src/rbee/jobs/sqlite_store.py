@@ -416,8 +416,8 @@ def _apply(tx: Transaction, before: JobRecord, changed: Changed) -> JobRecord:
         _append(tx, after.job_id, changed.events, is_end=is_end)
     if is_end:
         tx.committed[-1].ended = after
-        if not after.is_stored:
-            _erase(tx, after.job_id)
+    if after.is_ended and not after.is_stored and (is_end or before.is_stored):
+        _erase(tx, after.job_id)
     return after
 
 

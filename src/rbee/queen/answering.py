@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rbee.contracts.operations import Generation
+import msgspec
+
+from rbee.contracts.frames import frames_data
+from rbee.contracts.operations import ApiCall, Generation
 from rbee.contracts.states import HiveState
 from rbee.errors import (
     FirstTokenTimeoutError,
@@ -19,8 +22,10 @@ from rbee.errors import (
     WorkerLostError,
     error_classes,
 )
+from rbee.queen.continuation import not_continued
 from rbee.queen.hives import HiveBook
 from rbee.queen.patience import Patience
+from rbee.queen.said import Said
 from rbee.queen.settings import QueenSettings
 from rbee.queen.worker_api import Heard, WorkerApi
 from rbee.queen.workers import Placement, WorkerBook
@@ -73,7 +78,8 @@ class Answering:
             FirstTokenTimeoutError: No token came in time.
             StalledError: After the first, none came for too long.
         """
-        asking = asyncio.ensure_future(self._ask(placement, path, body, correlation_id))
+        has_chunks = isinstance(operation, ApiCall)  # whose own response is made of them
+        asking = asyncio.ensure_future(self._ask(placement, path, body, correlation_id, has_chunks=has_chunks))
         waited_for: set[asyncio.Future[Any]] = {placement.closing, asking}
         listed_at = asyncio.get_running_loop().time()
         try:
@@ -89,7 +95,9 @@ class Answering:
             await asyncio.gather(asking, return_exceptions=True)
         return placement.closing.result()
 
-    async def _ask(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+    async def _ask(
+        self, placement: Placement, path: str, body: bytes, correlation_id: str, *, has_chunks: bool
+    ) -> None:
         """Ask for a kept answer until the worker has accepted.
 
         Asking again is harmless: a worker starts the same request once.
@@ -98,7 +106,7 @@ class Answering:
         began_at = loop.time()
         while True:
             try:
-                await self._worker_api.keep(placement, path, body, correlation_id)
+                await self._worker_api.keep(placement, path, body, correlation_id, has_chunks=has_chunks)
                 return
             except OverloadedError:  # it is just freeing a slot, or answers for a job that was given up
                 pass
@@ -239,6 +247,24 @@ class Answering:
         placement.closing.result()
         await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
 
+    def check_prefill(self, placement: Placement, said: Said, lost: RbeeError | None) -> None:
+        """Refuse to have a worker go on with an answer whose engine would begin anew.
+
+        Raises:
+            WorkerLostError: It would; the first worker's end is named.
+        """
+        if lost is None or not said.text:
+            return
+        if not self._book.has_prefill(placement.worker_id):
+            raise not_continued(lost, f"the engine of {placement.worker_id} does not go on from a beginning")
+
+    def is_asked_again(self, placement: Placement, began_at: float) -> bool:
+        """Tell whether a worker that could not be asked, from a loop time on, may still be about to answer."""
+        waited_s = asyncio.get_running_loop().time() - began_at
+        is_there = self._book.has_ready(placement.worker_id, placement.hive_id)
+        is_kept = is_there and not self._workers.is_draining(placement.worker_id)
+        return is_kept and waited_s < self._settings.hive_lost_s
+
     async def relayed_closing(self, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a relayed answer whose bytes have all come; None when it stays out.
 
@@ -260,8 +286,19 @@ class Answering:
         done, _ = await asyncio.wait({placement.closing}, timeout=self._settings.hive_lost_s)
         if not done:
             return error
-        told = placement.closing.exception() or failure_of(placement.closing.result())
+        ended = placement.closing.exception()
+        if ended is None and placement.closing.result().get("outcome") == "cancelled":
+            return error  # it lives, and takes us for a caller that left: it was cut off
+        told = ended or failure_of(placement.closing.result())
         return told if isinstance(told, RbeeError) else error
+
+
+def told_in(frame: bytes) -> RbeeError:
+    """Make the error that a stream's last frame tells of."""
+    told: Any = next(map(msgspec.json.decode, frames_data(frame)), None)
+    error = told.get("error") if isinstance(told, dict) else None
+    failure = failure_of({"outcome": "failed", "error": error})
+    return failure or WorkerError()
 
 
 def failure_of(fields: dict[str, Any]) -> RbeeError | None:

@@ -37,6 +37,7 @@ from rbee.http.errors import ErrorShape
 from rbee.http.routes import Endpoint, Route, read_body
 from rbee.narration.emit import compose
 from rbee.queen.api_calls import read_api_call
+from rbee.queen.call_ways import is_kept, is_narrated
 from rbee.queen.model_list import find_model, list_models
 from rbee.queen.parameters import Change
 from rbee.queen.service import QueenService
@@ -110,20 +111,26 @@ class ApiRoutes:
         return call
 
     async def _call(self, kind: type[AnyApiCall], request: Request) -> Response:
-        """Accept a call as a job and relay its answer."""
+        """Accept a call as a job and answer it: relayed, or kept where that is asked for."""
         service = self._service
         read = read_api_call(kind, await read_body(request), service.models, service.settings.model)
-        if request.headers.get("x-rbee-keep"):
-            raise InvalidRequestError("x-rbee-keep is not supported yet; submit an infer job to /v1/jobs instead.")
+        is_to_be_kept, is_told = is_kept(kind, read.body, request.headers), is_narrated(request.headers)
+        operation = read.operation
+        if is_to_be_kept:
+            operation = msgspec.structs.replace(operation, request=read.body)
         record = await service.accept(
-            read.operation,
+            operation,
             correlation_id=request.state.correlation_id,
             is_correlation_id_replaced=request.state.is_correlation_id_replaced,
             principal=request.state.principal,
-            is_kept=False,
-            say=lambda: said_of(read.change, service.models.resolve(read.operation.model or "")),
+            is_kept=is_to_be_kept,
+            say=lambda: said_of(read.change, service.models.resolve(operation.model or "")),
         )
-        return service.relay.response(record, read.operation, kind.path, msgspec.json.encode(read.body))
+        if is_to_be_kept:
+            service.launch(record, operation)
+            return service.kept_calls.response(record, operation, is_narrated=is_told)
+        body = msgspec.json.encode(read.body)
+        return service.relay.response(record, operation, kind.path, body, is_narrated=is_told)
 
     async def models(self, request: Request) -> ModelList:
         """List the models that can be asked for: those of hives, those known by name, and aliases."""

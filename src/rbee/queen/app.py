@@ -23,6 +23,7 @@ from rbee.queen.api_routes import ApiRoutes, said_of
 from rbee.queen.hives import hive_view, worker_view
 from rbee.queen.ingest import BATCH_BYTES_MAX
 from rbee.queen.parameters import Change, settle_infer
+from rbee.queen.responses_routes import ResponsesRoutes
 from rbee.queen.service import QueenService
 
 
@@ -229,5 +230,7 @@ def make_app(service: QueenService, url: str) -> ASGIApp:
     hosts = {*settings.allowed_hosts, *([] if is_loopback(settings.host) else [settings.host])}
     door = Door(api_key=settings.api_key, hosts=frozenset(hosts), origins=frozenset(settings.allowed_origins))
     jobs = JobRoutes(service.registry, service.runner, lambda request: submit(service, request))
+    responses = ResponsesRoutes(service.registry, service.runner, service.kept_calls)
     table = [*jobs.table(), *QueenRoutes(service, url).table(), *ApiRoutes(service).table()]
+    table += [*service.kept_calls.table(), *responses.table()]
     return build_app(table, door, title="rbee queen")

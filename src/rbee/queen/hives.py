@@ -140,6 +140,10 @@ class HiveBook:
         """Tell whether a hive has a worker, in whatever state."""
         return any((worker.worker_id, worker.hive.hive_id) == (worker_id, hive_id) for worker in self.workers())
 
+    def has_prefill(self, worker_id: str) -> bool:
+        """Tell whether a worker goes on from the beginning of an answer; one that is not known is taken to."""
+        return all(worker.info.has_prefill for worker in self.workers() if worker.worker_id == worker_id)
+
     def has_ready(self, worker_id: str, hive_id: str) -> bool:
         """Tell whether a worker can be asked."""
         return any(

@@ -1,4 +1,4 @@
-"""The `infer` operation: a kept answer, narrated into the job's log, by as many workers as it takes."""
+"""Kept answers: narrated into the job's log, by as many workers as it takes."""
 
 from __future__ import annotations
 
@@ -6,35 +6,20 @@ import asyncio
 import time
 from typing import Any
 
-from msgspec import Struct
-
 from rbee.contracts.events import encode_json
-from rbee.contracts.operations import Infer
-from rbee.errors import HiveLostError, InternalError, RbeeError, WorkerError, WorkerLostError
+from rbee.contracts.operations import ApiCall, Generation, Infer
+from rbee.errors import InternalError, RbeeError, WorkerLostError
 from rbee.jobs import JobRegistry, RunningJob
-from rbee.narration.emit import compose
 from rbee.queen.answering import Answering, failure_of
-from rbee.queen.continuation import GiveUp, Whole, after_loss, chat_body
+from rbee.queen.continuation import Asked, GiveUp, Whole, after_loss, asked_of, body_after
 from rbee.queen.dispatch import Dispatcher, StartFailedError
+from rbee.queen.losses import LOST, NOT_STARTED, Loss, raise_if_nowhere_else, seam
 from rbee.queen.said import Said, read_said
 from rbee.queen.workers import Placement, WorkerBook
 
-CHAT_PATH = "/v1/chat/completions"
 
-# What another worker may do better: this one died or went away, or could not be started.
-LOST = (WorkerLostError, HiveLostError)
-NOT_STARTED = (WorkerError, HiveLostError)
-
-
-class _Loss(Struct):
-    """How an attempt ended without an answer; `worker_id` is who was lost, None when none could be started."""
-
-    error: RbeeError
-    worker_id: str | None = None
-
-
-class InferHandler:
-    """Runs `infer` jobs."""
+class KeptAnswers:
+    """Runs the jobs whose answers are kept: `infer`, and the API calls that ask for it."""
 
     def __init__(
         self, registry: JobRegistry, workers: WorkerBook, dispatcher: Dispatcher, answering: Answering
@@ -57,70 +42,55 @@ class InferHandler:
 
     async def _see_through(self, job: RunningJob, left: Placement | None) -> dict[str, Any]:
         operation = job.operation
-        assert isinstance(operation, Infer)
-        lost: _Loss | None = None
+        assert isinstance(operation, Generation)
+        asked = asked_of(operation, job.record.model)
+        lost: Loss | None = None
         failed_starts = 0
         while True:
-            outcome = await self._once(job, operation, left, lost)
+            outcome = await self._once(job, asked, left, lost)
             if isinstance(outcome, dict):
                 return await self._result(job, outcome)
             left, lost = None, outcome
             failed_starts += lost.worker_id is None
             said = await read_said(self._registry, job.job_id)
-            verdict = after_loss(operation, said, lost.error, used=job.record.attempt + failed_starts)
+            verdict = after_loss(asked, said, lost.error, used=job.record.attempt + failed_starts)
             if isinstance(verdict, GiveUp):
                 raise verdict.error
             if isinstance(verdict, Whole):
                 return self._made(job, said, {"finish_reason": verdict.finish_reason})
-            is_away = isinstance(lost.error, HiveLostError)
-            if is_away and not self._dispatcher.can_move(job.record.model or "", job.record.hive_id or ""):
-                raise lost.error  # its return was waited for as long as that may take
+            raise_if_nowhere_else(job, lost, self._dispatcher)
 
     async def _once(
-        self, job: RunningJob, operation: Infer, left: Placement | None, lost: _Loss | None
-    ) -> dict[str, Any] | _Loss:
+        self, job: RunningJob, asked: Asked, left: Placement | None, lost: Loss | None
+    ) -> dict[str, Any] | Loss:
         """Let one worker answer, placed now unless it was left; returns its closing line's fields, or the loss."""
         try:
             placement = left or await self._place(job, lost)
         except StartFailedError as failed:
             if not isinstance(failed.cause, NOT_STARTED):
                 raise failed.cause from failed
-            return _Loss(failed.cause)
+            return Loss(failed.cause)
         try:
-            return await self._attempt(job, operation, placement, is_resumed=left is not None)
+            return await self._attempt(job, asked, placement, lost, is_resumed=left is not None)
         except LOST as error:
-            return _Loss(error, placement.worker_id)
+            return Loss(error, placement.worker_id)
 
-    async def _place(self, job: RunningJob, lost: _Loss | None) -> Placement:
+    async def _place(self, job: RunningJob, lost: Loss | None) -> Placement:
         """Wait for a place; where the answer has begun, the log is told who goes on with it."""
         said = await read_said(self._registry, job.job_id) if lost is not None else Said()
         assert job.record.model is not None
-
-        def seam(placement: Placement) -> list[bytes]:
-            if lost is None or not said.text:
-                return []
-            tokens = sum(said.tokens.values())
-            return [
-                compose(
-                    "queen_continue",
-                    f"{placement.worker_id} goes on with the answer after {tokens} tokens. {lost.error.message}",
-                    worker_id=placement.worker_id,
-                    attempt=placement.attempt,
-                    after_tokens=tokens,
-                    lost_worker_id=lost.worker_id,
-                )
-            ]
-
-        return await self._dispatcher.acquire(job, job.record.model, seam)
+        purpose = job.operation.purpose if isinstance(job.operation, ApiCall) else "generate"
+        return await self._dispatcher.acquire(job, job.record.model, seam(said, lost), purpose=purpose)
 
     async def _attempt(
-        self, job: RunningJob, operation: Infer, placement: Placement, *, is_resumed: bool
+        self, job: RunningJob, asked: Asked, placement: Placement, lost: Loss | None, *, is_resumed: bool
     ) -> dict[str, Any]:
         """Let one worker answer; returns its closing line's fields, and gives its slot back.
 
         When the queen ends, the worker keeps its place: it goes on, and what comes of it meanwhile is the job's.
         """
-        self._workers.ask_keep_alive(placement.worker_id, operation.keep_alive)
+        if isinstance(job.operation, Infer):
+            self._workers.ask_keep_alive(placement.worker_id, job.operation.keep_alive)
         try:
             if not placement.closing.done() and await self._workers.has_ended(placement.worker_id):
                 raise WorkerLostError(
@@ -129,8 +99,9 @@ class InferHandler:
             said = Said()
             if placement.attempt > 1:
                 said = await read_said(self._registry, job.job_id, before_attempt=placement.attempt)
-            body = encode_json(chat_body(operation, said))
-            fields = await self._answer(job, operation, body, placement, is_resumed=is_resumed)
+            self._answering.check_prefill(placement, said, lost.error if lost is not None else None)
+            body = encode_json(body_after(asked, said))
+            fields = await self._answer(job, asked.path, body, placement, is_resumed=is_resumed)
         except asyncio.CancelledError:
             if job.stop is not None:  # else the queen ends: her next start goes on with it
                 await self._answering.stop(placement, job.record.correlation_id)
@@ -146,13 +117,14 @@ class InferHandler:
         return fields
 
     async def _answer(
-        self, job: RunningJob, operation: Infer, body: bytes, placement: Placement, *, is_resumed: bool
+        self, job: RunningJob, path: str, body: bytes, placement: Placement, *, is_resumed: bool
     ) -> dict[str, Any]:
-        correlation_id = job.record.correlation_id
+        operation, correlation_id = job.operation, job.record.correlation_id
+        assert isinstance(operation, Generation)
         try:
             if is_resumed:
                 await self._answering.found_again(placement)
-            return await self._answering.answer(placement, operation, CHAT_PATH, body, correlation_id)
+            return await self._answering.answer(placement, operation, path, body, correlation_id)
         except RbeeError:
             await self._answering.stop(placement, correlation_id)
             raise

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from rbee.contracts.events import NARRATION_PREFIX, encode_json
-from rbee.contracts.operations import Infer
+from rbee.contracts.operations import AnyApiCall, Infer
 from rbee.contracts.states import JobState
 from rbee.errors import GoneError, InvalidRequestError, QueenLostError, WorkerLostError
 from rbee.jobs import JobRegistry, JobRunner
@@ -17,7 +17,7 @@ from rbee.jobs.runner import narration_event
 from rbee.jobs.store import all_jobs
 from rbee.narration import scope
 from rbee.narration.emit import compose, emit
-from rbee.queen.infer import InferHandler
+from rbee.queen.infer import KeptAnswers
 from rbee.queen.worker_exits import read_exit
 from rbee.queen.workers import Placement, WorkerBook
 
@@ -30,13 +30,13 @@ class Leftovers:
         registry: JobRegistry,
         runner: JobRunner,
         workers: WorkerBook,
-        infer: InferHandler,
+        kept: KeptAnswers,
     ) -> None:
         """Take what is needed."""
         self._registry = registry
         self._runner = runner
         self._workers = workers
-        self._infer = infer
+        self._kept = kept
 
     async def take_up(self) -> None:
         """End what ran, tell the ends of workers that were not told yet, and place again what waited."""
@@ -58,7 +58,7 @@ class Leftovers:
             operation = await self._registry.operation(record.job_id)
         except (GoneError, InvalidRequestError):
             return False
-        if not isinstance(operation, Infer):
+        if not isinstance(operation, Infer | AnyApiCall):
             return False
         # Before the first hive is heard: from here on the worker may speak of the job again.
         placement = self._workers.place(
@@ -77,7 +77,7 @@ class Leftovers:
             record.job_id, owner=self._runner.owner, events=[narration_event(line)]
         )
         emit(line)
-        self._runner.launch(record, operation, lambda job: self._infer.resume(job, placement))
+        self._runner.launch(record, operation, lambda job: self._kept.resume(job, placement))
         if record.is_cancel_requested:
             await self._runner.cancel(record.job_id)
         return True

@@ -20,6 +20,7 @@ class Said:
         finish_reason: Why the engine stopped, where the last piece said so.
         prompt_tokens: How many tokens the prompt has, where an attempt said so before anything was answered.
         has_reasoning: Some of it is no answer but thinking.
+        has_more: Some of it is neither: a call of a tool, or another answer beside the first.
         has_gap: Some of it was lost on the way.
         begun_in: The attempt that said the first of it; 0 before that.
         first_ns: When the first piece was said, in nanoseconds since 1970; 0 before it.
@@ -32,6 +33,7 @@ class Said:
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
         self.has_reasoning = False
+        self.has_more = False
         self.has_gap = False
         self.first_ns = 0
         self.begun_in = 0
@@ -41,6 +43,17 @@ class Said:
         """What was answered so far."""
         return "".join(self._parts)
 
+    @property
+    def all_tokens(self) -> int:
+        """How many tokens were generated, over all attempts."""
+        return sum(self.tokens.values())
+
+    def recount(self, tokens: int) -> None:
+        """Take how many tokens a tokenizer finds in the text, where that is more than was told."""
+        missing = tokens - self.all_tokens
+        if missing > 0:
+            self.tokens[max(self.tokens)] += missing
+
     def take(self, event: dict[str, Any]) -> None:
         """Take one piece."""
         attempt, text = int(event.get("attempt") or 0), event.get("text") or ""
@@ -49,6 +62,7 @@ class Said:
         self.finish_reason = event.get("finish_reason")
         if self.prompt_tokens is None and not self._parts:  # later ones hold what was said already
             self.prompt_tokens = event.get("prompt_tokens")
+        self.has_more |= _is_more(event.get("chunk"))
         if not text:
             return
         self.begun_in = self.begun_in or attempt
@@ -57,6 +71,16 @@ class Said:
             self._parts.append(text)
         else:
             self.has_reasoning = True
+
+
+def _is_more(chunk: Any) -> bool:
+    """Tell whether a chunk says anything that is no text of the one answer."""
+    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    for choice in choices or ():
+        delta = choice.get("delta") or {}
+        if choice.get("index") or delta.get("tool_calls") or delta.get("function_call"):
+            return True
+    return False
 
 
 async def read_said(registry: JobRegistry, job_id: str, *, before_attempt: int | None = None) -> Said:

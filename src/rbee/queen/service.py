@@ -12,6 +12,7 @@ from rbee.contracts.ids import new_correlation_id, new_id
 from rbee.contracts.model_settings import ModelTable, SettingsInForce
 from rbee.contracts.models import parse_model_ref
 from rbee.contracts.operations import (
+    API_CALLS,
     AnyOperation,
     ApiCall,
     Infer,
@@ -36,8 +37,9 @@ from rbee.queen.dispatch import Dispatcher
 from rbee.queen.hive_api import HiveApi
 from rbee.queen.hives import HiveBook
 from rbee.queen.idle import IdleWorkers
-from rbee.queen.infer import InferHandler
+from rbee.queen.infer import KeptAnswers
 from rbee.queen.ingest import Ingest
+from rbee.queen.kept_calls import KeptCalls
 from rbee.queen.leftovers import Leftovers
 from rbee.queen.old_requests import OldRequests
 from rbee.queen.patience import Stories
@@ -82,10 +84,15 @@ class QueenService:
         registry.positions = dispatcher.positions
         worker_api = WorkerApi(session, book)
         answering = Answering(settings, book, workers, worker_api, self._stop_stuck, dispatcher.can_move)
-        infer = InferHandler(registry, workers, dispatcher, answering)
+        kept = KeptAnswers(registry, workers, dispatcher, answering)
         commands = Commands(book, workers, hives, dispatcher, starter)
-        handlers: dict[type[Any], Any] = {Infer: infer, **commands.handlers()}
+        handlers: dict[type[Any], Any] = {
+            Infer: kept,
+            **dict.fromkeys(API_CALLS, kept),
+            **commands.handlers(),
+        }
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
+        self.kept_calls = KeptCalls(registry)
         self.relay = Relay(self.runner, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(
             book, workers, models=self.models, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle
@@ -96,7 +103,7 @@ class QueenService:
             days=settings.retention_days, jobs=settings.retention_jobs, size_bytes=settings.retention_bytes
         )
         self._retention = Retention(registry, limits, actor="queen")
-        self._leftovers = Leftovers(registry, self.runner, workers, infer)
+        self._leftovers = Leftovers(registry, self.runner, workers, kept)
 
     async def open(self) -> None:
         """Take up what an earlier boot left: kept answers go on, what waited is placed again."""

@@ -17,6 +17,8 @@ from rbee.queen.workers import Placement
 
 CONNECT_S = 5.0
 STOPPED_BYTES_MAX = 64 * 1024
+COUNTED_BYTES_MAX = 64 * 1024 * 1024
+TOKENIZE = "/tokenize"
 
 
 class Heard(Enum):
@@ -31,6 +33,12 @@ class _Stopped(Struct):
     """What is read of a worker's answer to a stop."""
 
     is_known: bool
+
+
+class _Counted(Struct):
+    """What is read of a tokenizer's answer."""
+
+    tokens: list[int]
 
 
 class WorkerApi:
@@ -54,15 +62,20 @@ class WorkerApi:
         }
         return info.url or "", headers
 
-    async def keep(self, placement: Placement, path: str, body: bytes, correlation_id: str) -> None:
+    async def keep(
+        self, placement: Placement, path: str, body: bytes, correlation_id: str, *, has_chunks: bool = False
+    ) -> None:
         """Ask for an answer that the worker narrates; returns once it has accepted.
+
+        Args:
+            has_chunks: Each piece shall carry the engine's own JSON.
 
         Raises:
             WorkerLostError: The worker cannot be reached.
             RbeeError: What it refused with.
         """
         url, headers = self._address(placement, correlation_id)
-        headers["x-rbee-keep"] = "1"
+        headers["x-rbee-keep"] = "chunk" if has_chunks else "1"
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT_S)
         try:
             async with self._session.post(url + path, data=body, headers=headers, timeout=timeout) as answer:
@@ -84,6 +97,20 @@ class WorkerApi:
                 return Heard.STOP if said.is_known else Heard.STOP_BEFORE_START
         except (RbeeError, msgspec.MsgspecError, aiohttp.ClientError, TimeoutError, OSError):
             return Heard.NOTHING
+
+    async def count_tokens(self, placement: Placement, text: str, correlation_id: str) -> int:
+        """Count the tokens of a text; 0 where the worker's engine cannot tell."""
+        body = msgspec.json.encode({"content": text, "add_special": False})
+        timeout = aiohttp.ClientTimeout(total=CONNECT_S)
+        try:
+            url, headers = self._address(placement, correlation_id)
+            async with self._session.post(url + TOKENIZE, data=body, headers=headers, timeout=timeout) as answer:
+                if answer.status != 200:
+                    return 0
+                counted = msgspec.json.decode(await read_bounded(answer, COUNTED_BYTES_MAX), type=_Counted)
+                return len(counted.tokens)
+        except (RbeeError, msgspec.MsgspecError, aiohttp.ClientError, TimeoutError, OSError):
+            return 0
 
     @asynccontextmanager
     async def relay(

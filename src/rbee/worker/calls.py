@@ -9,10 +9,10 @@ import msgspec
 from msgspec import Struct
 from starlette.datastructures import Headers
 
+from rbee.contracts.dialects import Dialect
 from rbee.contracts.ids import new_boot_id
 from rbee.errors import InvalidRequestError
 from rbee.narration import current_scope
-from rbee.worker.dialects import Dialect
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,200}")
 

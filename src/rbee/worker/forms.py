@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rbee.worker.dialects import DONE
+from rbee.contracts.dialects import DONE
 
 Chunk = Mapping[str, Any]
 

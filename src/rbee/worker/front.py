@@ -15,6 +15,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rbee.contracts.dialects import DIALECTS, Dialect
 from rbee.errors import (
     AuthenticationError,
     InternalError,
@@ -32,7 +33,6 @@ from rbee.narration import FileSink, narrate, scope
 from rbee.worker.calls import Call, check_body, read_call, read_object
 from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
-from rbee.worker.dialects import DIALECTS, Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.keep import TokenWriter, keep
 from rbee.worker.mending import MESSAGES, Mender, prepare, unheeded

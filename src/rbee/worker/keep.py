@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from rbee.contracts.dialects import Channel, Chunk, Dialect
 from rbee.contracts.events import MAX_TOKEN_LINE_BYTES
 from rbee.errors import StorageFullError, WorkerError
 from rbee.narration import FileSink
 from rbee.worker.calls import Call
 from rbee.worker.closing import Closing
-from rbee.worker.dialects import Channel, Chunk, Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.mending import Mender
 from rbee.worker.reading import read_answer

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from rbee.contracts.frames import frames_data
 from rbee.errors import InvalidRequestError
 from rbee.worker.forms import Chunk, Completions, Form, ManyChoices, Messages, ResponseEvents
-from rbee.worker.frames import frames_data
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
+from rbee.contracts.dialects import DONE, Chunk, Dialect
+from rbee.contracts.frames import FrameSplitter, frames_data
 from rbee.errors import RbeeError, WorkerError
-from rbee.worker.dialects import DONE, Chunk, Dialect
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.engine_errors import translate_error
-from rbee.worker.frames import FrameSplitter, frames_data
 from rbee.worker.tally import Tally
 
 Take = Callable[[bytes, Chunk], None]

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from rbee.contracts.dialects import Dialect
+from rbee.contracts.frames import FrameSplitter, line_start
 from rbee.errors import WorkerError
 from rbee.worker.closing import Closing
-from rbee.worker.dialects import Dialect
 from rbee.worker.engine_client import EngineClient
-from rbee.worker.frames import FrameSplitter, line_start
 from rbee.worker.mending import Mender
 from rbee.worker.reading import broken_off, observe_frames, read_answer
 from rbee.worker.reply import Reply

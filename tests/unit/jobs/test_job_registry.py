@@ -166,9 +166,10 @@ async def test_files_are_their_owners_alone(tmp_path: Path) -> None:
         await registry.close()
 
 
-async def test_erased_job_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_erased_later", [False, True])
+async def test_erased_job_leaves_no_trace_in_the_files(tmp_path: Path, is_erased_later: bool) -> None:
     registry = JobRegistry.open(tmp_path / "jobs.db")
-    operation = Infer(prompt="canary-prompt " * 1000, store=False)
+    operation = Infer(prompt="canary-prompt " * 1000, store=is_erased_later)
     record = await registry.create(operation, correlation_id="c")
     await registry.start(record.job_id, owner="b")
     await registry.append(record.job_id, [told("canary-answer " * 1000)])
@@ -177,12 +178,28 @@ async def test_erased_job_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
         return {file.name for file in tmp_path.iterdir() if b"canary" in file.read_bytes()}
 
     assert traces() != set()
-    await end(registry, record.job_id, result={"text": "canary-result"})
+    await end(registry, record.job_id, result={"text": "canary-result", "n": 1})
+    if is_erased_later:
+        assert traces() != set()
+        assert (await registry.erase(record.job_id)).result == b'{"n":1}'
+        assert (await registry.erase(record.job_id)).state is JobState.COMPLETED
+    with pytest.raises(GoneError):
+        await registry.operation(record.job_id)
+    with pytest.raises(GoneError):
+        await registry.read(record.job_id, 0)
     async with asyncio.timeout(20):
         while traces():  # the writer empties its log when it is idle
             await registry.view(record.job_id)
     await registry.close()
     assert traces() == set()
+
+
+async def test_job_that_has_not_ended_is_not_erased(tmp_path: Path) -> None:
+    async with JobRegistry.open(None) as registry:
+        record = await registry.create(Infer(prompt="x"), correlation_id="c")
+        with pytest.raises(ConflictError, match="it can be erased once it has ended"):
+            await registry.erase(record.job_id)
+        assert (await registry.operation(record.job_id)).prompt == "x"
 
 
 @pytest.mark.parametrize("content", [b"not a database " * 100, b"SQLite format 3\x00" + b"\xff" * 5000])

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
+from rbee.contracts.dialects import DIALECTS
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.ids import new_boot_id, new_id
 from rbee.contracts.model_settings import ModelTable
@@ -30,6 +31,7 @@ from rbee.contracts.operations import (
     WorkerStop,
     parse_operation,
 )
+from rbee.contracts.states import WorkerState
 from rbee.errors import RbeeError, UnavailableError
 from rbee.http.auth import Door
 from rbee.http.job_routes import JobRoutes
@@ -42,7 +44,7 @@ from rbee.narration.sinks import ListSink
 from rbee.queen.app import make_app
 from rbee.queen.service import QueenService
 from rbee.queen.settings import QueenSettings
-from tests.unit.queen.queen_stage import GIB, MODEL, closing, heartbeat, stretch, token, worker_info
+from tests.unit.queen.queen_stage import GIB, MODEL, closing, heartbeat, stretch, token, worker_exit, worker_info
 
 WAIT_S = 10.0
 
@@ -57,12 +59,14 @@ class ScriptedHive:
         workers: What its heartbeats say of workers.
         workers_max: What they say of how many it may have.
         asked: The bodies and headers of the answers that were asked of its workers.
+        on_asked: Called whenever an answer is asked for.
         refusals: What its workers refuse the next answers with.
         accepted: The ids of the requests that its workers took on.
         stopped: The ids of the requests that were stopped.
         unheard: How many of the next stops its workers answer with an error.
         frames: What a relayed answer consists of; None ends it whole, an exception breaks it off.
         left: Set when the caller of a relayed answer has left.
+        several: What its workers' tokenizers take for three tokens; any other word is one.
         facts: What the closing sentences of commands carry.
         answer_late_s: How long the next command's acceptance takes.
     """
@@ -81,6 +85,7 @@ class ScriptedHive:
         self.failure: Exception | None = None
         self.workers: list[WorkerInfo] = []
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
+        self.on_asked: Callable[[], None] = lambda: None
         self.refusals: list[RbeeError] = []
         self.accepted: set[str] = set()
         self.stopped: list[str] = []
@@ -88,6 +93,7 @@ class ScriptedHive:
         self.frames: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self.media = "text/event-stream"
         self.left = asyncio.Event()
+        self.several = "several"
         self.facts: dict[str, Any] = {}
         self.answer_late_s = 0.0
         self._service = service
@@ -108,7 +114,8 @@ class ScriptedHive:
         return build_app(
             [
                 *jobs,
-                Route(method="POST", path="/v1/chat/completions", endpoint=self._answer, summary="Answer."),
+                *[Route(method="POST", path=path, endpoint=self._answer, summary="Answer.") for path in DIALECTS],
+                Route(method="POST", path="/tokenize", endpoint=self._tokenize, summary="Count."),
                 Route(method="DELETE", path="/requests/{request_id}", endpoint=self._unask, summary="Stop."),
             ],
             Door(api_key=None, hosts=frozenset(), origins=frozenset()),
@@ -153,6 +160,24 @@ class ScriptedHive:
         self.workers.append(worker_info(worker_id, url=self.url, slots=slots, model=model))
         self.beat()
         return worker_id
+
+    def drains(self, worker_id: str) -> None:
+        """Have a worker that takes on nothing more, and say so."""
+        self.workers = [
+            msgspec.structs.replace(info, state=WorkerState.DRAINING) if info.worker_id == worker_id else info
+            for info in self.workers
+        ]
+        self.beat()
+
+    async def kill(self, worker_id: str, said: bytes = b"") -> None:
+        """Let a worker die behind its last words."""
+        self.workers = [info for info in self.workers if info.worker_id != worker_id]
+        self.beat()
+        if said:
+            await self.say(f"{worker_id}/stdout", said)
+        sizes = {f"{worker_id}/stdout": self.written(f"{worker_id}/stdout")}
+        line = worker_exit(worker_id, sizes, exit_code=None, signal="SIGKILL")
+        await self.say(f"{self.hive_id}/boot", line)
 
     async def say(self, source: str, *lines: bytes) -> None:
         """Bring lines of a file: `<worker id>/stdout`, or a boot of its own."""
@@ -212,6 +237,7 @@ class ScriptedHive:
 
     async def _answer(self, request: Request) -> Response:
         self.asked.append((msgspec.json.decode(await request.body()), dict(request.headers)))
+        self.on_asked()
         if self.refusals:
             raise self.refusals.pop(0)
         self.accepted.add(request.headers["x-request-id"])
@@ -228,6 +254,10 @@ class ScriptedHive:
         except asyncio.CancelledError:
             self.left.set()
             raise
+
+    async def _tokenize(self, request: Request) -> dict[str, Any]:
+        text = msgspec.json.decode(await request.body())["content"]
+        return {"tokens": list(range(len(text.split()) + 2 * text.count(self.several)))}
 
     async def _unask(self, request: Request) -> Response:
         if self.unheard:

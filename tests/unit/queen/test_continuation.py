@@ -6,7 +6,7 @@ import pytest
 
 from rbee.contracts.operations import Infer, Message
 from rbee.errors import WorkerLostError
-from rbee.queen.continuation import Again, GiveUp, Whole, after_loss, chat_body
+from rbee.queen.continuation import Again, Asked, GiveUp, Whole, after_loss, asked_of, body_after
 from rbee.queen.said import Said
 
 LOST = WorkerLostError("The worker was ended by SIGKILL.", details={"signal": "SIGKILL"})
@@ -23,21 +23,21 @@ def said(*texts: str, attempt: int = 1, channel: str = "answer", **last: Any) ->
     return found
 
 
-def ask(**values: Any) -> Infer:
-    return Infer(**({"prompt": "count"} | values))
+def ask(**values: Any) -> Asked:
+    return asked_of(Infer(**({"prompt": "count"} | values)), None)
 
 
 def test_answer_that_has_not_begun_is_asked_for_again_as_it_was() -> None:
     operation = ask(max_tokens=9)
 
     assert isinstance(after_loss(operation, said(""), LOST, used=1), Again)
-    assert chat_body(operation, said("")) == chat_body(operation, Said())
+    assert body_after(operation, said("")) == body_after(operation, Said())
 
 
 def test_begun_answer_goes_on_from_its_text_with_the_tokens_that_are_left() -> None:
     operation = ask(max_tokens=9, system="Be short.", temperature=0.9, seed=3, stop=["x"])
 
-    body = chat_body(operation, said("one", " two"))
+    body = body_after(operation, said("one", " two"))
 
     assert body["messages"] == [
         {"role": "system", "content": "Be short."},
@@ -52,10 +52,10 @@ def test_callers_own_beginning_and_the_text_so_far_become_one_message() -> None:
     messages = [Message(role="user", content="count"), Message(role="assistant", content="zero ")]
     operation = ask(prompt=None, messages=messages)
 
-    body = chat_body(operation, said("one"))
+    body = body_after(operation, said("one"))
 
-    assert [message if isinstance(message, dict) else message.content for message in body["messages"]] == [
-        "count",
+    assert body["messages"] == [
+        {"role": "user", "content": "count"},
         {"role": "assistant", "content": "zero one"},
     ]
 
@@ -64,7 +64,7 @@ def test_tokens_of_all_attempts_count() -> None:
     so_far = said("one", " two")
     so_far.take({"ts": 8, "text": " three", "tokens": 1, "attempt": 2, "channel": "answer"})
 
-    assert chat_body(ask(max_tokens=9), so_far)["max_tokens"] == 6
+    assert body_after(ask(max_tokens=9), so_far)["max_tokens"] == 6
     assert so_far.text == "one two three"
 
 
@@ -76,7 +76,7 @@ def test_tokens_of_all_attempts_count() -> None:
         (ask(attempts=1), said("one", finish_reason="stop"), "stop"),
     ],
 )
-def test_answer_that_only_lacks_its_closing_line_is_whole(operation: Infer, so_far: Said, reason: str) -> None:
+def test_answer_that_only_lacks_its_closing_line_is_whole(operation: Asked, so_far: Said, reason: str) -> None:
     assert after_loss(operation, so_far, LOST, used=1) == Whole(reason)
 
 
@@ -108,7 +108,7 @@ def test_answer_with_a_hole_is_never_whole_nor_continued() -> None:
     ],
 )
 def test_what_cannot_be_continued_faithfully_is_lost_and_says_why(
-    operation: Infer, so_far: Said, why: str
+    operation: Asked, so_far: Said, why: str
 ) -> None:
     verdict = after_loss(operation, so_far, LOST, used=1)
 

@@ -26,16 +26,6 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(old_requests, "LOOK_S", 0.01)
 
 
-async def kill(hive: ScriptedHive, worker_id: str, said: bytes = b"") -> None:
-    """Let a worker die behind its last words."""
-    hive.workers = [info for info in hive.workers if info.worker_id != worker_id]
-    hive.beat()
-    if said:
-        await hive.say(f"{worker_id}/stdout", said)
-    sizes = {f"{worker_id}/stdout": hive.written(f"{worker_id}/stdout")}
-    await hive.say(f"{hive.hive_id}/boot", worker_exit(worker_id, sizes, exit_code=None, signal="SIGKILL"))
-
-
 async def asked(queen: Queen, hive: ScriptedHive, times: int = 1, **values: Any) -> tuple[str, str]:
     """Have a job on a worker that has accepted it; returns job and worker."""
     worker_id = hive.has_worker()
@@ -49,7 +39,7 @@ async def test_answer_goes_on_on_another_worker_from_its_text_with_the_seam_told
     job_id, first = await asked(whole_queen, hive, max_tokens=9)
     said = token(job_id, text="one", tokens=1, prompt_tokens=5) + token(job_id, text=" two", tokens=2)
 
-    await kill(hive, first, said)
+    await hive.kill(first, said)
     await until(lambda: len(hive.asked) == 2)
     [spawn] = hive.commands
     assert isinstance(spawn, WorkerSpawn)
@@ -84,7 +74,7 @@ async def test_job_that_was_not_begun_to_be_answered_is_placed_again_without_a_s
     hive = await whole_queen.live_hive()
     job_id, first = await asked(whole_queen, hive)
 
-    await kill(hive, first)
+    await hive.kill(first)
     await until(lambda: len(hive.asked) == 2)
     await hive.answer(hive.workers[0].worker_id, job_id, "all", attempt=2)
     end = await whole_queen.end(job_id)
@@ -100,7 +90,7 @@ async def test_answer_that_only_lacked_its_closing_line_is_completed_without_ano
     hive = await whole_queen.live_hive()
     job_id, first = await asked(whole_queen, hive)
 
-    await kill(hive, first, token(job_id, text="all", tokens=4, prompt_tokens=3, finish_reason="stop"))
+    await hive.kill(first, token(job_id, text="all", tokens=4, prompt_tokens=3, finish_reason="stop"))
     end = await whole_queen.end(job_id)
 
     assert (end["state"], end["result"]["text"], end["result"]["finish_reason"]) == ("completed", "all", "stop")
@@ -111,10 +101,10 @@ async def test_answer_that_only_lacked_its_closing_line_is_completed_without_ano
 async def test_last_attempts_death_fails_the_job_with_how_it_ended(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     job_id, first = await asked(whole_queen, hive)
-    await kill(hive, first)
+    await hive.kill(first)
     await until(lambda: len(hive.asked) == 2)
 
-    await kill(hive, hive.workers[0].worker_id)
+    await hive.kill(hive.workers[0].worker_id)
     end = await whole_queen.end(job_id)
 
     assert (end["state"], end["reason"], end["error"]["signal"]) == ("failed", "worker_lost", "SIGKILL")
@@ -267,7 +257,7 @@ async def test_worker_that_its_live_hive_no_longer_has_is_lost_though_nobody_tol
 async def test_prompt_is_counted_by_the_attempt_that_began_the_answer(whole_queen: Queen) -> None:
     hive = await whole_queen.live_hive()
     job_id, first = await asked(whole_queen, hive)
-    await kill(hive, first, token(job_id, text="", tokens=0))
+    await hive.kill(first, token(job_id, text="", tokens=0))
     await until(lambda: len(hive.asked) == 2)
 
     line = token(job_id, 2, "all", prompt_tokens=5)
@@ -295,7 +285,7 @@ async def test_hole_in_a_hives_story_does_not_forbid_to_continue_an_answer(whole
     gap = {"ts": 1, "reason": "late", "source": f"{hive.hive_id}/boot", "lost_bytes": 9, "lost_lines": 0}
     await whole_queen.registry.append(job_id, [new_event("gap", gap)])
 
-    await kill(hive, first, token(job_id, text="one"))
+    await hive.kill(first, token(job_id, text="one"))
     await until(lambda: len(hive.asked) == 2)
 
     assert hive.asked[1][0]["messages"][-1] == {"role": "assistant", "content": "one"}
@@ -316,7 +306,7 @@ async def test_deadline_in_the_middle_of_being_placed_again_ends_the_job(
         await asyncio.sleep(WAIT_S)
 
     monkeypatch.setattr(registry, "start", started_and_stopped)
-    await kill(hive, first)
+    await hive.kill(first)
     end = await whole_queen.end(job_id)
 
     assert (end["state"], end["reason"]) == ("failed", "timeout")

@@ -8,9 +8,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from rbee.errors import ContextExceededError, UnavailableError, WorkerError
+from rbee.errors import ContextExceededError, UnavailableError
 from rbee.queen import answering, patience
-from rbee.queen.relay import FRAME_BYTES_MAX, whole_frames
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
 
@@ -219,7 +218,8 @@ async def test_worker_that_dies_in_mid_answer_gives_an_error_frame_behind_whole_
 ) -> None:
     worker_id = hive.workers[0].worker_id
     hive.frames.put_nowait(FRAME % 1 + b'data: {"half')
-    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL)
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json={**CALL, "tools": tools})
     assert await response.content.readany() == FRAME % 1
 
     hive.frames.put_nowait(ConnectionError("the worker dies"))
@@ -227,7 +227,7 @@ async def test_worker_that_dies_in_mid_answer_gives_an_error_frame_behind_whole_
     rest = await response.content.read()
     end = await whole_queen.end(response.headers["x-job-id"])
 
-    assert rest.startswith(b'data: {"error":{"message":"The worker ended."')
+    assert rest.startswith(b'data: {"error":{"message":"The worker ended. The answer cannot be continued')
     assert rest.endswith(b"}\n\n")
     assert (end["reason"], end["error"]["signal"]) == ("worker_lost", "SIGSEGV")
 
@@ -290,6 +290,11 @@ async def test_call_that_a_worker_about_to_stop_did_not_take_is_placed_again(
     whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
 ) -> None:
     hive.media = "application/json"
+    stopping = hive.workers.pop()
+    second = hive.has_worker()
+    hive.workers.insert(0, stopping)
+    hive.beat()
+    hive.on_asked = lambda: hive.drains(stopping.worker_id)
     hive.refusals = [UnavailableError("This worker is being stopped.")]
     hive.frames.put_nowait(b'{"object":"chat.completion"}')
     hive.frames.put_nowait(None)
@@ -297,7 +302,7 @@ async def test_call_that_a_worker_about_to_stop_did_not_take_is_placed_again(
         assert response.status == 200
         job_id = response.headers["x-job-id"]
         await response.read()
-    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, 2))
+    await hive.say(f"{second}/stdout", closing(job_id, 2))
 
     assert (await whole_queen.end(job_id))["result"]["attempts"] == 2
 
@@ -319,7 +324,7 @@ async def test_refused_call_is_answered_with_the_workers_status(
 async def test_call_whose_closing_line_stays_out_is_completed_without_its_numbers(
     whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
 ) -> None:
-    for part in (FRAME % 1, None):
+    for part in (FRAME % 1 + b"data: [DONE]\n\n", None):
         hive.frames.put_nowait(part)
 
     async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
@@ -339,21 +344,3 @@ async def test_queen_that_stops_ends_a_waiting_call_with_unavailable(
 
     async with await call as response:
         assert response.status == 503
-
-
-async def _parts(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
-
-
-async def test_frames_are_yielded_whole_however_they_were_cut() -> None:
-    stream = b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
-    for cut in range(len(stream)):
-        frames = [frame async for frame in whole_frames(_parts(stream[:cut], stream[cut:]))]
-        assert b"".join(frames) == stream
-        assert all(frame.endswith(b"\n\n") for frame in frames)
-
-
-async def test_frame_that_never_ends_is_bounded() -> None:
-    with pytest.raises(WorkerError):
-        [frame async for frame in whole_frames(_parts(b"x" * FRAME_BYTES_MAX, b"x"))]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from rbee.worker.assembly import (
+from rbee.contracts.assembly import (
     AnthropicAssembler,
     Assembler,
     ChatAssembler,

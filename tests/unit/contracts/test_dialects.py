@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rbee.worker.dialects import DIALECTS, Delta
+from rbee.contracts.dialects import DIALECTS, Delta
 
 
 @pytest.mark.parametrize(

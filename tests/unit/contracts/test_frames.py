@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rbee.contracts.frames import FrameSplitter, frames_data, line_start
 from rbee.errors import WorkerError
-from rbee.worker.frames import FrameSplitter, frames_data, line_start
 
 JSON_TEXTS = st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20)
 

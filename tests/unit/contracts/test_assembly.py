@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from rbee.errors import WorkerError
-from rbee.worker.assembly import (
+from rbee.contracts.assembly import (
     AnthropicAssembler,
     Assembler,
     ChatAssembler,
     CompletionAssembler,
     ResponsesAssembler,
 )
+from rbee.errors import WorkerError
 
 TIMINGS = {"cache_n": 30, "prompt_n": 2, "predicted_n": 3, "predicted_per_second": 100.0}
 ENVELOPE = {"id": "chatcmpl-1", "created": 5, "model": "m", "object": "chat.completion.chunk"}

@@ -30,6 +30,8 @@ class FrameSplitter:
         Raises:
             WorkerError: A frame is longer than `max_bytes`.
         """
+        if not self._rest and data.endswith(b"\n\n"):
+            return data
         held = self._rest + data if self._rest else data
         end = max(held.rfind(b"\n\n") + 2, held.rfind(b"\n\r\n") + 3)
         if end <= 2:  # neither was found

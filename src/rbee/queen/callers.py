@@ -1,0 +1,151 @@
+"""The caller's side of a relayed call: what it was sent, and how its response ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import msgspec
+from starlette.types import Send
+
+from rbee.contracts.dialects import DONE, Dialect
+from rbee.contracts.events import encode_json
+from rbee.contracts.frames import frames_data
+from rbee.errors import RbeeError
+from rbee.http.errors import error_frame
+from rbee.queen.splice import Splice, replay
+
+HELD_BYTES_MAX = 8 * 1024 * 1024  # of one answer: more than 30,000 tokens as the engine frames them
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}
+COMMENT = b": still here\n\n"
+DONE_FRAME = b"data: " + DONE + b"\n\n"
+
+
+class Caller:
+    """Sends one response.
+
+    Attributes:
+        is_started: Its head was sent.
+        has_answer: Some of the answer was sent.
+        is_waited_for: It is being sent something, and takes its time.
+        first_at: When it was sent the first of the answer, in seconds since 1970.
+        splice: Makes its chunks; None while they are passed on as they come.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        job_id: str,
+        dialect: Dialect | None,
+        *,
+        is_held: bool = False,
+        splice: Splice | None = None,
+    ) -> None:
+        """Take whom to send to.
+
+        Args:
+            dialect: How the answer is streamed, if it can be.
+            is_held: Keep what is passed on, so that another worker can go on with it.
+            splice: Makes the chunks from the first one on.
+        """
+        self._send = send
+        self._job_id = job_id
+        self._dialect = dialect
+        self._held: list[bytes] | None = [] if is_held and splice is None else None
+        self._held_bytes = 0
+        self._sending_first = asyncio.Lock()
+        self.splice = splice
+        self.is_started = False
+        self.has_answer = False
+        self.is_waited_for = False
+        self.first_at: float | None = None
+        self.finished = asyncio.Event()
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send the head of the response, once; behind what it was told while it waited."""
+        async with self._sending_first:
+            await self._start(status, headers)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        if not self.is_started:
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            raw += [(b"x-job-id", self._job_id.encode()), (b"x-request-id", self._job_id.encode())]
+            await self._send({"type": "http.response.start", "status": status, "headers": raw})
+            self.is_started = True
+
+    def take(self, frames: bytes, attempt: int) -> bytes:
+        """Take some whole frames, or all of an answer that does not stream; returns what is sent for them."""
+        if not self.has_answer:
+            self.has_answer, self.first_at = True, time.time()
+        if self.splice is not None:
+            return _spliced(self.splice, frames, attempt)
+        if self._held is not None:
+            self._hold(frames)
+        return frames
+
+    def _hold(self, frames: bytes) -> None:
+        assert self._held is not None
+        self._held.append(frames)
+        self._held_bytes += len(frames)
+        if self._held_bytes > HELD_BYTES_MAX:
+            self._held = None
+
+    def spliced(self, attempt: int) -> Splice | None:
+        """Have the next attempt's frames follow those of this one; None where these are not held (any more)."""
+        if self.splice is None and self._held is not None and self._dialect is not None:
+            self.splice = replay(self._dialect, self._held, attempt)
+            self._held = None
+        return self.splice
+
+    async def tell(self, text: str) -> None:
+        """Send, as thinking, what the answer waits for; nothing once it has begun."""
+        async with self._sending_first:
+            if self.splice is None or self.has_answer:
+                return
+            frame = chunk_frame(self.splice.story(text))
+            await self._start(200, STREAM_HEADERS)
+            await self.send(frame)
+
+    async def comment(self) -> None:
+        """Send something that says nothing, so that nobody thinks the stream is dead."""
+        if self.is_started and not self.has_answer:
+            await self.send(COMMENT)
+
+    async def send(self, chunk: bytes) -> None:
+        """Send some bytes."""
+        self.is_waited_for = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.is_waited_for = False
+
+    async def finish(self) -> None:
+        """End the response."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.finished.set()
+
+    async def fail(self, error: RbeeError) -> None:
+        """Tell a caller whose response has begun: one `error` frame, then the end without `[DONE]`."""
+        await self.send(error_frame(error, job_id=self._job_id))
+        await self.finish()
+
+
+def chunk_frame(chunk: object) -> bytes:
+    """Frame a chunk of an answer."""
+    return b"data: " + encode_json(chunk) + b"\n\n"
+
+
+def _spliced(splice: Splice, frames: bytes, attempt: int) -> bytes:
+    made = []
+    for data in frames_data(frames):
+        if data == DONE:
+            splice.is_done = True
+            made.append(DONE_FRAME)
+            continue
+        chunk = splice.hear(msgspec.json.decode(data), attempt)
+        if chunk is not None:
+            made.append(chunk_frame(chunk))
+    return b"".join(made)

@@ -1,0 +1,176 @@
+"""Relayed calls and workers that refuse, cannot be reached, break off or stand still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from rbee.contracts.operations import WorkerSpawn, WorkerStop
+from rbee.errors import OverloadedError, UnavailableError
+from rbee.queen import answering, patience, relay
+from tests.unit.client.raw_server import raw_server, says
+from tests.unit.queen.queen_stage import MODEL, closing, worker_info
+from tests.unit.queen.scripted_engine import ANSWER, DONE, frames_of
+from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
+
+CALL: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "count"}], "stream": True}
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(relay, "AGAIN_S", 0.01)
+    monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
+
+
+@pytest.fixture
+async def hive(whole_queen: Queen) -> ScriptedHive:
+    hive = await whole_queen.live_hive()
+    hive.has_worker()
+    return hive
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def _call(queen: Queen, caller: aiohttp.ClientSession, **more: Any) -> tuple[int, bytes, str]:
+    async with caller.post(await queen.url() + "/v1/chat/completions", json=CALL | more) as response:
+        return response.status, await response.read(), response.headers["x-job-id"]
+
+
+def _put(hive: ScriptedHive, *parts: bytes | Exception | None) -> None:
+    for part in parts:
+        hive.frames.put_nowait(part)
+
+
+def _text(body: bytes) -> str:
+    chunks = [msgspec.json.decode(frame.removeprefix(b"data: ")) for frame in body.split(b"\n\n")[:-2]]
+    return "".join(part["delta"].get("content") or "" for chunk in chunks for part in chunk["choices"])
+
+
+@pytest.mark.parametrize("refusal", [OverloadedError, UnavailableError])
+async def test_worker_that_is_busy_or_not_ready_yet_is_asked_again(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refusal: Any
+) -> None:
+    """A slot that is just being freed, or an engine that still loads, is no refusal and no attempt."""
+    hive.refusals = [refusal("Not now.") for _ in range(5)]
+    _put(hive, *frames_of(CALL), None)
+    status, body, job_id = await _call(whole_queen, caller)
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id))
+    end = await whole_queen.end(job_id)
+
+    assert (status, _text(body)) == (200, "".join(ANSWER))
+    assert [headers["x-request-id"] for _, headers in hive.asked] == [f"{job_id}.1"] * 6
+    assert end["result"]["attempts"] == 1
+
+
+async def test_worker_that_cannot_be_reached_and_has_died_is_replaced(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    """A port that refuses, of a worker whose end is told a little later: another answers."""
+    hive = await whole_queen.live_hive()
+    hive.workers.append(worker_info("worker-00000000000000000000000000", url="http://127.0.0.1:9"))
+    hive.beat()
+    call = asyncio.ensure_future(_call(whole_queen, caller))
+    await until(lambda: len(whole_queen.service.runner.running) == 1)
+    [job_id] = whole_queen.service.runner.running
+    dead = await whole_queen.until_running(job_id)
+    await hive.kill(dead)
+    await until(lambda: len(hive.asked) == 1)
+    _put(hive, *frames_of(CALL), None)
+    status, body, _ = await call
+
+    assert (status, _text(body)) == (200, "".join(ANSWER))
+    assert [type(command) for command in hive.commands] == [WorkerSpawn]
+
+
+async def test_request_that_was_cut_off_before_its_first_byte_is_placed_anew(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    """A worker that took a request on whose connection broke knows it already; it is asked as another attempt."""
+    told = b'{"error":{"message":"It was taken on before.","code":"conflict"}}'
+    head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\nconnection: close\r\n\r\n"
+    stream = head % (b"200 OK", b"text/event-stream") + b"".join(frames_of(CALL))
+    hive = await whole_queen.live_hive()
+    async with raw_server(
+        says(b""), says(head % (b"409 Conflict", b"application/json") + told), says(stream)
+    ) as worker:
+        hive.workers.append(worker_info("worker-00000000000000000000000000", url=worker.url))
+        hive.beat()
+        call = asyncio.ensure_future(_call(whole_queen, caller))
+        await until(lambda: len(worker.heads) == 2)
+        [job_id] = whole_queen.service.runner.running
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="cancelled"))
+        status, body, _ = await call
+        ids = [head.split(b"x-request-id: ")[1].split(b"\r\n")[0].decode() for head in worker.heads]
+
+    assert (status, _text(body)) == (200, "".join(ANSWER))
+    assert ids == [f"{job_id}.1", f"{job_id}.1", f"{job_id}.2"]
+
+
+async def test_answer_whose_connection_breaks_goes_on_though_its_worker_lives(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker says that its caller left; the answer goes on as another attempt, on whichever worker is free."""
+    call = asyncio.ensure_future(_call(whole_queen, caller))
+    await until(lambda: len(hive.asked) == 1)
+    job_id = hive.asked[0][1]["x-job-id"]
+    _put(hive, *frames_of(CALL)[:3], ConnectionError("the connection breaks"))
+    await until(hive.frames.empty)
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="cancelled"))
+    await until(lambda: len(hive.asked) == 2)
+    _put(hive, *frames_of(hive.asked[1][0]), None)
+    _, body, _ = await call
+
+    assert (_text(body), body.endswith(DONE)) == ("".join(ANSWER), True)
+    assert hive.commands == []
+
+
+async def test_worker_that_stands_still_and_does_not_stop_is_stopped_and_its_slot_is_free(
+    tmp_path: Path, caller: aiohttp.ClientSession
+) -> None:
+    """A stalled answer is told to stop; a worker that hears and does nothing is stopped itself."""
+    async with queen_of(tmp_path, stop_grace_s=0.1) as queen:
+        hive = await queen.live_hive()
+        stuck = hive.has_worker()
+        _put(hive, *frames_of(CALL)[:2])
+        _, body, job_id = await _call(queen, caller, idle_timeout_s=0.1)
+        end = await queen.end(job_id)
+        await until(lambda: len(hive.commands) == 1)
+        slots_used = queen.service.workers.slots_used(stuck)
+
+    last = msgspec.json.decode(body.split(b"\n\n")[-2].removeprefix(b"data: "))
+    assert (last["error"]["code"], end["reason"]) == ("stalled", "stalled")
+    assert hive.stopped == [f"{job_id}.1"]
+    assert isinstance(hive.commands[0], WorkerStop)
+    assert slots_used == 0
+
+
+async def test_response_stream_that_breaks_off_ends_with_an_error_and_says_that_it_cannot_go_on(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Events of the Responses API are not gone on with: what came is followed by one error."""
+    first = b'event: response.created\ndata: {"type":"response.created","response":{"status":"in_progress"}}\n\n'
+    _put(hive, first, None)
+    call = {"model": MODEL, "input": "count", "stream": True}
+    calling = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/responses", json=call))
+    await until(lambda: len(hive.asked) == 1 and hive.frames.empty())
+    job_id = hive.asked[0][1]["x-job-id"]
+    error = {"code": "worker_lost", "message": "The worker was stopped."}
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="failed", error=error))
+    async with await calling as response:
+        body = await response.read()
+
+    assert body.startswith(first + b'data: {"error":{"message":"The worker was stopped. The answer cannot be')
+    assert b"its events cannot be gone on with" in body
+    assert (await whole_queen.end(job_id))["reason"] == "worker_lost"
