@@ -122,13 +122,14 @@ class Commands:
         """
         operation = job.operation
         assert isinstance(operation, WorkerSpawn)
+        model = job.record.model or operation.model  # what an alias stands for
+        operation = msgspec.structs.replace(operation, model=model)
         hive_id = operation.hive_id
         if hive_id is None or self._book.state_of(self._book.hive(hive_id)) is HiveState.LIVE:
             return dict(await self._dispatcher.launches.spawn(job, operation))
         await self._say_forward(job, hive_id)
         await job.start(hive_id=hive_id, phase=Phase.STARTING_WORKER)
-        model = job.record.model or operation.model  # what an alias stands for
-        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"), model=model)
+        wanted = msgspec.structs.replace(operation, worker_id=new_id("worker"))
         worker_id = await self._starter.start(hive_id, wanted, job.job_id)
         return {"worker_id": worker_id, "hive_id": hive_id}
 
