@@ -1,9 +1,9 @@
 """One model behind several control planes: what each adds to the engine itself, and what it takes.
 
 All have the same model file and the same engine with the same parameters: a worker's own. *Direct* is that engine
-asked over TCP, in the very rounds in which a side was asked. The smallest proxy and LiteLLM pass requests on to it,
-while rbee, Ray Serve and Xinference have one of their own. The flood is of pieces that a program without a model
-makes, so that no engine is the limit; rbee's is a real worker's front with that program behind it.
+asked over TCP, in the rounds in which a side was asked. The smallest proxy and LiteLLM pass requests on to it; rbee,
+Ray Serve and Xinference have one of their own. The flood is of pieces that a program without a model makes, so that
+no engine is the limit; rbee's is a real worker's front with that program behind it.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ def _flood_rows(sides: Sides, judge: Judge) -> list[Row]:
             smallest_s = median([one.per_million_s for one in sides[SMALLEST].floods])
             per_s = median([one.per_s for one in seen.floods])
             met = judge(f"≤ {FLOOD_CPU_S} s", spent_s <= FLOOD_CPU_S) if side is RBEE else ""
-            value = f"{spent_s:.1f} s, at {per_s:,.0f}/s"
+            begun = min(one.begun for one in seen.floods)
+            value = f"{spent_s:.1f} s, at {per_s:,.0f}/s in {begun} streams"
             rows.append(Row(f"{name}: {side.title}", value, SMALLEST.title, spent_s / smallest_s, met))
     return rows
 

@@ -12,8 +12,10 @@ import msgspec
 from msgspec import Struct
 
 PATIENCE_S = 60.0
+BEGIN_S = 10.0
 POLL_S = 0.01
 STATUS_LINE = 64
+SAID_BYTES = 500
 FLOOD_PROMPT = "Say something for a while."
 PROMPT = "Write a very long story about a bee."
 _CONTENT = re.compile(rb'"content": ?"[^"]')
@@ -33,11 +35,19 @@ class Answer(Struct, frozen=True):
 
 
 class Flood(Struct, frozen=True):
-    """What came of many streams in a stretch of time: pieces, and the CPU seconds that passing them on took."""
+    """What many streams brought in a stretch of time.
+
+    Attributes:
+        chunks: Pieces of answers.
+        spent_s: CPU seconds that passing them on took.
+        seconds: How long that was.
+        begun: How many of the streams had begun.
+    """
 
     chunks: int
     spent_s: float
     seconds: float
+    begun: int
 
     @property
     def per_million_s(self) -> float:
@@ -110,7 +120,7 @@ async def ask(target: Target, max_tokens: int) -> Answer:
     exchange = await _exchange(target, target.request(PROMPT, max_tokens))
     data = bytes(exchange.data)
     if exchange.first_s is None or not _OK.match(data) or b"data: [DONE]" not in data:
-        raise SideFailedError(f"No whole answer: {data[-1000:].decode('utf-8', 'replace')}")
+        raise SideFailedError(f"No whole answer: {data[-SAID_BYTES:].decode('utf-8', 'replace')}")
     return Answer(exchange.first_s, len(_CONTENT.findall(data)))
 
 
@@ -121,7 +131,8 @@ async def tokens_per_s(target: Target, streams: int, answers: int, max_tokens: i
     async def asker() -> None:
         nonlocal tokens
         for _ in range(answers):
-            tokens += (await ask(target, max_tokens)).tokens
+            answer = await ask(target, max_tokens)
+            tokens += answer.tokens
 
     began_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -162,7 +173,7 @@ async def post(url: str, path: str, value: object) -> bytes:
     exchange = await _exchange(Target(url, "", path), _request("POST", path, url, msgspec.json.encode(value)))
     data = bytes(exchange.data)
     if not _OK.match(data):
-        raise SideFailedError(f"{path} answered {data[:1000].decode('utf-8', 'replace')}")
+        raise SideFailedError(f"{path} answered {data[:SAID_BYTES].decode('utf-8', 'replace')}")
     return data.partition(b"\r\n\r\n")[2]
 
 
@@ -192,7 +203,7 @@ class _Counting(asyncio.Protocol):
         self._request = request
         self._tail = b""
         self.chunks = 0
-        self.head = b""
+        self.said = b""
         self.begun = asyncio.get_running_loop().create_future()
         self.is_lost = False
 
@@ -203,16 +214,14 @@ class _Counting(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.chunks += (self._tail + data).count(_FRAME)
         self._tail = data[1 - len(_FRAME) :]
+        self.said = data
         if self.chunks and not self.begun.done():
             self.begun.set_result(None)
-        elif not self.chunks:
-            self.head += data
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_lost = True
         if not self.begun.done():
-            said = self.head.decode("utf-8", "replace")
-            self.begun.set_exception(SideFailedError(f"A stream did not begin: {said[-1000:]}"))
+            self.begun.set_result(None)
 
 
 async def flood(target: Target, streams: int, seconds: float, cpu_s: Callable[[], float]) -> Flood:
@@ -222,27 +231,26 @@ async def flood(target: Target, streams: int, seconds: float, cpu_s: Callable[[]
         cpu_s: Returns the CPU seconds that whoever passes the streams on has used.
 
     Raises:
-        SideFailedError: A stream did not begin or ended early.
-        TimeoutError: Not all had begun after `PATIENCE_S`.
+        SideFailedError: A stream ended.
     """
     loop = asyncio.get_running_loop()
     request = target.request(FLOOD_PROMPT, 1_000_000)
     opened: list[_Counting] = []
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            for _ in range(streams):
-                opened.append((await loop.create_connection(lambda: _Counting(request), *target.address))[1])
-            for one in opened:
-                await one.begun
+        for _ in range(streams):
+            opened.append((await loop.create_connection(lambda: _Counting(request), *target.address))[1])
+        # Whoever is too slow for the streams that have begun may never come to the others.
+        await asyncio.wait([one.begun for one in opened], timeout=BEGIN_S)
         before, spent_s, began_s = sum(one.chunks for one in opened), cpu_s(), time.perf_counter()
         await asyncio.sleep(seconds)
         chunks = sum(one.chunks for one in opened) - before
         spent_s, took_s = cpu_s() - spent_s, time.perf_counter() - began_s
-        if any(one.is_lost for one in opened):
-            raise SideFailedError("A stream ended early.")
-        return Flood(chunks, spent_s, took_s)
+        for one in opened:
+            if one.is_lost:
+                raise SideFailedError(f"A stream ended: {one.said[-SAID_BYTES:].decode('utf-8', 'replace')}")
+        if not chunks:
+            raise SideFailedError("No stream brought anything.")
+        return Flood(chunks, spent_s, took_s, sum(one.begun.done() for one in opened))
     finally:
         for one in opened:
             one.transport.abort()
-            if one.begun.done():
-                one.begun.exception()  # seen, where another was the first to fail

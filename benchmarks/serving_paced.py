@@ -38,7 +38,8 @@ _BEGIN = (
     b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     + _framed(_frame(b'{"role":"assistant","content":null}'))
 )
-_PIECE = _framed(_frame(b'{"content":" word"}'))
+# Not the same one again and again: LiteLLM ends an answer that repeats itself.
+_PIECES = [_framed(_frame(b'{"content":" word-%02d"}' % number)) for number in range(64)]
 _END = _framed(_frame(b"{}", b'"length"')) + _framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 _MODELS = b'{"object":"list","data":[{"id":"paced","object":"model","meta":{"n_ctx":4096}}]}'
 
@@ -71,7 +72,7 @@ class _Stream(RequestProtocol):
             self.transport.close()
             return
         if not self._is_paused:
-            self.transport.write(_PIECE)
+            self.transport.write(_PIECES[self._sent % len(_PIECES)])
         self._next_s += STEP_S
         self._timer = self._loop.call_at(self._next_s, self._say)
 
