@@ -1,9 +1,9 @@
 """One model behind several control planes: what each adds to the engine itself, and what it takes.
 
 All have the same model file and the same engine with the same parameters: a worker's own. *Direct* is that engine
-asked over TCP, in the rounds in which a side was asked. The smallest proxy and LiteLLM pass requests on to it; rbee,
-Ray Serve and Xinference have one of their own. The flood is of pieces that a program without a model makes, so that
-no engine is the limit; rbee's is a real worker's front with that program behind it.
+asked over TCP, in the rounds in which a side was asked. The smallest proxy and LiteLLM pass requests on to it, the
+others have one of their own. The flood is of pieces that a program without a model makes, so that no engine is the
+limit; rbee's is a real worker's front with that program behind it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rbee.hive.models import ModelStore
 TITLE = f"Serving {DEFAULT_MODEL} through control planes"
 PEERS = {LITELLM: "litellm", RAY_SERVE: "ray_serve", XINFERENCE: "xinference"}
 PEER_S = 240.0
+REASON_CHARS = 400
 ENGINE_STARTS = 3
 ADDED_MS = 2.0
 IDLE_MB = 90
@@ -102,9 +103,13 @@ async def _measure_peer(
 
 
 def _first_reason(error: BaseException) -> str:
+    """Say in one line what went wrong, and what the program said last."""
+    notes = list(getattr(error, "__notes__", []))
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        notes += getattr(error, "__notes__", [])
+    said = [line for note in notes for line in note.splitlines() if line.strip()]
+    return " ".join(f"{type(error).__name__}: {error} {said[-1] if said else ''}".split())[:REASON_CHARS]
 
 
 def measure(is_small: bool) -> Sequence[Row]:

@@ -14,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator
-from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +33,7 @@ class Engine:
         """Start the engine; ready when this returns."""
         self._process = subprocess.Popen(command)
         self._url = url
+        self._session: Any = None  # made in the loop that answers
         while not self._is_ready():
             time.sleep(POLL_S)
 
@@ -44,10 +44,6 @@ class Engine:
         except OSError:  # it does not listen, or says 503
             return False
 
-    @cached_property
-    def _session(self) -> Any:
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
-
     async def __call__(self, request: Any) -> Any:
         """Answer one request."""
         if request.method == "GET":
@@ -55,6 +51,8 @@ class Engine:
         return responses.StreamingResponse(self._stream(await request.body()), media_type="text/event-stream")
 
     async def _stream(self, body: bytes) -> AsyncIterator[bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         headers = {"content-type": "application/json"}
         asked = self._session.post(f"{self._url}/v1/chat/completions", data=body, headers=headers)
         async with asked as response:
