@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import uvloop
@@ -19,8 +20,10 @@ from benchmarks.demo_model import models_directory
 from benchmarks.peers.install import PeersMissingError
 from benchmarks.report import Row, main, median
 from benchmarks.services import ServiceMissingError
-from benchmarks.serving_client import SideFailedError, Target
+from benchmarks.serving_client import Flood, SideFailedError, Target
 from benchmarks.serving_measure import (
+    FULL,
+    PEERS,
     SMALL,
     STREAMS,
     Seen,
@@ -35,7 +38,7 @@ from rbee.contracts.models import DEFAULT_MODEL
 from rbee.hive.models import ModelStore
 
 TITLE = f"Serving {DEFAULT_MODEL} through control planes"
-PEERS = {LITELLM: "litellm", RAY_SERVE: "ray_serve", XINFERENCE: "xinference"}
+PROGRAMS = {LITELLM: "litellm", RAY_SERVE: "ray_serve", XINFERENCE: "xinference"}
 PEER_S = 240.0
 REASON_CHARS = 400
 ENGINE_STARTS = 3
@@ -57,7 +60,8 @@ class Results:
         self.missing: dict[str, str] = {}
 
 
-async def _measure(results: Results, sizes: Sizes, is_small: bool) -> None:
+async def _measure(results: Results, is_small: bool) -> None:
+    sizes = SMALL if is_small else FULL
     directory = await models_directory()
     found = ModelStore(directory).find(DEFAULT_MODEL)
     assert found is not None
@@ -67,8 +71,8 @@ async def _measure(results: Results, sizes: Sizes, is_small: bool) -> None:
         own = _own_sides(results, is_small)
         results.sides.update(own)
         await _measure_group(own, engines, paced, sizes)
-        for side, name in {} if is_small else PEERS.items():
-            await _measure_peer(results, side, name, engines, paced, sizes)
+        for side, name in {} if is_small else PROGRAMS.items():
+            await _measure_peer(results, side, name, engines, paced)
 
 
 def _own_sides(results: Results, is_small: bool) -> Sides:
@@ -88,16 +92,15 @@ async def _measure_group(sides: Sides, engines: Engines, paced: Target, sizes: S
     await measure_floods(sides, engines, paced, sizes)
 
 
-async def _measure_peer(
-    results: Results, side: Side, name: str, engines: Engines, paced: Target, sizes: Sizes
-) -> None:
+async def _measure_peer(results: Results, side: Side, name: str, engines: Engines, paced: Target) -> None:
     """Measure a peer as far as it goes."""
     seen = Seen()
+    print(f"{side.title} …", file=sys.stderr, flush=True)
     try:
         await asyncio.to_thread(python_of, name)
         results.sides[side] = seen
         async with asyncio.timeout(PEER_S):
-            await _measure_group({side: seen}, engines, paced, sizes)
+            await _measure_group({side: seen}, engines, paced, PEERS)
     except* (PeersMissingError, SideFailedError, TimeoutError, OSError) as group:
         results.missing[side.title] = _first_reason(group)
 
@@ -115,7 +118,7 @@ def _first_reason(error: BaseException) -> str:
 def measure(is_small: bool) -> Sequence[Row]:
     """Measure all sides; the peers that can be had, and none in the small size."""
     results = Results()
-    uvloop.run(_measure(results, SMALL if is_small else Sizes(), is_small))
+    uvloop.run(_measure(results, is_small))
     judge = _no_judgement if is_small else _judged
     return [
         *_first_rows(results.sides, judge),
@@ -227,9 +230,18 @@ def _flood_rows(sides: Sides, judge: Judge) -> list[Row]:
             per_s = median([one.per_s for one in seen.floods])
             met = judge(f"≤ {FLOOD_CPU_S} s", spent_s <= FLOOD_CPU_S) if side is RBEE else ""
             begun = min(one.begun for one in seen.floods)
-            value = f"{spent_s:.1f} s, at {per_s:,.0f}/s in {begun} streams"
+            value = f"{spent_s:.1f} s{_apart(seen.floods)}, at {per_s:,.0f}/s in {begun} streams"
             rows.append(Row(f"{name}: {side.title}", value, SMALLEST.title, spent_s / smallest_s, met))
     return rows
+
+
+def _apart(floods: list[Flood]) -> str:
+    """Say what each program has of it, where there are several."""
+    names = list(floods[0].spent_s)
+    if len(names) == 1:
+        return ""
+    shares = {name: median([one.spent_s[name] * 1e6 / one.chunks for one in floods]) for name in names}
+    return f" ({', '.join(f'{name} {share_s:.1f}' for name, share_s in shares.items())})"
 
 
 def _version_rows(results: Results) -> list[Row]:

@@ -39,20 +39,20 @@ class Flood(Struct, frozen=True):
 
     Attributes:
         chunks: Pieces of answers.
-        spent_s: CPU seconds that passing them on took.
+        spent_s: CPU seconds that passing them on took, by program.
         seconds: How long that was.
         begun: How many of the streams had begun.
     """
 
     chunks: int
-    spent_s: float
+    spent_s: dict[str, float]
     seconds: float
     begun: int
 
     @property
     def per_million_s(self) -> float:
-        """CPU seconds for a million pieces."""
-        return self.spent_s * 1e6 / self.chunks
+        """CPU seconds for a million pieces, of all programs."""
+        return sum(self.spent_s.values()) * 1e6 / self.chunks
 
     @property
     def per_s(self) -> float:
@@ -224,11 +224,11 @@ class _Counting(asyncio.Protocol):
             self.begun.set_result(None)
 
 
-async def flood(target: Target, streams: int, seconds: float, cpu_s: Callable[[], float]) -> Flood:
+async def flood(target: Target, streams: int, seconds: float, cpu_s: Callable[[], dict[str, float]]) -> Flood:
     """Open many streams that do not end, and count for a while what they bring.
 
     Args:
-        cpu_s: Returns the CPU seconds that whoever passes the streams on has used.
+        cpu_s: Returns the CPU seconds that whoever passes the streams on has used, by program.
 
     Raises:
         SideFailedError: A stream ended.
@@ -241,10 +241,11 @@ async def flood(target: Target, streams: int, seconds: float, cpu_s: Callable[[]
             opened.append((await loop.create_connection(lambda: _Counting(request), *target.address))[1])
         # Whoever is too slow for the streams that have begun may never come to the others.
         await asyncio.wait([one.begun for one in opened], timeout=BEGIN_S)
-        before, spent_s, began_s = sum(one.chunks for one in opened), cpu_s(), time.perf_counter()
+        before, before_s, began_s = sum(one.chunks for one in opened), cpu_s(), time.perf_counter()
         await asyncio.sleep(seconds)
         chunks = sum(one.chunks for one in opened) - before
-        spent_s, took_s = cpu_s() - spent_s, time.perf_counter() - began_s
+        spent_s = {name: used_s - before_s[name] for name, used_s in cpu_s().items()}
+        took_s = time.perf_counter() - began_s
         for one in opened:
             if one.is_lost:
                 raise SideFailedError(f"A stream ended: {one.said[-SAID_BYTES:].decode('utf-8', 'replace')}")

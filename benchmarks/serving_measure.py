@@ -49,6 +49,8 @@ class Sizes(Struct, frozen=True):
     settle_s: float = 1.0
 
 
+FULL = Sizes()
+PEERS = Sizes(rounds=3, floods=2)
 SMALL = Sizes(
     rounds=1, starts=1, asks=3, answers=1, tokens=4, floods=1, flood_streams=16, flood_s=1.0, settle_s=0.0
 )
@@ -78,14 +80,14 @@ class Seen(Struct):
     direct: Seen | None = None
 
     def added_ms(self) -> list[float]:
-        """Return the milliseconds over the engine asked directly, of each round."""
+        """Return the milliseconds over the engine asked directly, of each whole round."""
         assert self.direct is not None
-        return [its - base for its, base in zip(self.first_ms, self.direct.first_ms, strict=True)]
+        return [its - base for its, base in zip(self.first_ms, self.direct.first_ms, strict=False)]
 
     def tokens_ratios(self) -> list[float]:
-        """Return the tokens a second by those of the engine asked directly, of each round."""
+        """Return the tokens a second by those of the engine asked directly, of each whole round."""
         assert self.direct is not None
-        pairs = zip(self.tokens_per_s, self.direct.tokens_per_s, strict=True)
+        pairs = zip(self.tokens_per_s, self.direct.tokens_per_s, strict=False)
         return [its / base for its, base in pairs]
 
 

@@ -24,9 +24,11 @@ from benchmarks.serving_worker import PACED, write_paced_programs
 from rbee.contracts.models import DEFAULT_MODEL
 from rbee.testing import LocalStack
 from rbee.testing.counting import write_model
+from rbee.testing.counting.programs import HIVE, WORKER
 
 FLOOD_STREAMS = 128
 STOP_S = 5.0
+QUEEN = "queen-rbee"
 KILL_S = 5.0
 _ROOT = Path(__file__).parent.parent
 
@@ -37,28 +39,28 @@ class Plane(Struct, frozen=True):
     Attributes:
         target: Where it is asked.
         start_s: Seconds from its start to its first answer that it is ready.
-        pids: Returns its processes; an engine's is not among them.
+        pids: Returns its processes by the name of their program; an engine's is not among them.
         launch: Loads the model, where that has to be said; a request does it otherwise.
         beside: Processes that belong to it and are not counted, with their name.
     """
 
     target: Target
     start_s: float
-    pids: Callable[[], list[int]]
+    pids: Callable[[], dict[str, list[int]]]
     launch: Callable[[], Awaitable[None]] | None = None
     beside: dict[str, int] = {}
 
     def memory_mb(self) -> float:
         """Return its share of the memory in megabytes."""
-        return sum(_of_living(memory_bytes, pid) for pid in self.pids()) / 1e6
+        return sum(_of_living(memory_bytes, pid) for pids in self.pids().values() for pid in pids) / 1e6
 
     def beside_mb(self) -> dict[str, float]:
         """Return the share of each process that is not counted."""
         return {name: _of_living(memory_bytes, pid) / 1e6 for name, pid in self.beside.items()}
 
-    def cpu_s(self) -> float:
-        """Return the CPU seconds that its processes have used."""
-        return sum(_of_living(cpu_s, pid) for pid in self.pids())
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU seconds that its processes have used, by program."""
+        return {name: sum(_of_living(cpu_s, pid) for pid in pids) for name, pids in self.pids().items()}
 
 
 class Engines(Struct, frozen=True):
@@ -145,7 +147,7 @@ async def listening(
         yield Plane(
             target,
             start_s,
-            lambda: tree_pids(process.pid),
+            lambda: {"all": tree_pids(process.pid)},
             None if launch is None else lambda: launch(process),
         )
 
@@ -259,7 +261,7 @@ async def rbee(engines: Engines, upstream: Target) -> AsyncIterator[Plane]:
         yield Plane(
             Target(up.url, DEFAULT_MODEL),
             start_s,
-            lambda: list(found.values()),
+            lambda: {name: [pid] for name, pid in found.items()},
             beside={"rbee up": keeper},
         )
 
@@ -274,18 +276,18 @@ async def rbee_paced(engines: Engines, upstream: Target) -> AsyncIterator[Plane]
         began_s = time.perf_counter()
         async with LocalStack(config=config, programs=Path(name) / "bin") as stack:
             start_s = time.perf_counter() - began_s
-            yield Plane(Target(stack.url, model), start_s, lambda: _without_engine(stack.processes()))
+            yield Plane(Target(stack.url, model), start_s, lambda: _by_program(stack.processes()))
 
 
-def _without_engine(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if PACED not in _command_of(pid)]
-
-
-def _command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return PACED  # it has ended
+def _by_program(pids: list[int]) -> dict[str, list[int]]:
+    """Sort processes by the console script that they are; others, such as the engine, are left out."""
+    found: dict[str, list[int]] = {name: [] for name in (QUEEN, HIVE, WORKER)}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            for name in {word.rpartition(b"/")[2].decode("utf-8", "replace") for word in words[:2]} & found.keys():
+                found[name].append(pid)
+    return found
 
 
 SMALLEST = Side("smallest HTTP proxy", smallest_proxy, smallest_proxy, starts=3)
