@@ -28,19 +28,19 @@ from benchmarks.serving_measure import (
     STREAMS,
     Seen,
     Sizes,
-    engine_launches,
+    launched_engine,
     measure_answers,
     measure_floods,
 )
 from benchmarks.serving_peers import LITELLM, RAY_SERVE, XINFERENCE, python_of, versions
-from benchmarks.serving_sides import NGINX, RBEE, SMALLEST, Engines, Side, engine, nginx_program, paced_engine
+from benchmarks.serving_sides import NGINX, RBEE, SMALLEST, Engines, Side, nginx_program, paced_engine
 from rbee.contracts.models import DEFAULT_MODEL
 from rbee.hive.models import ModelStore
 
 TITLE = f"Serving {DEFAULT_MODEL} through control planes"
 PROGRAMS = {LITELLM: "litellm", RAY_SERVE: "ray_serve", XINFERENCE: "xinference"}
 PEER_S = 240.0
-REASON_CHARS = 400
+REASON_CHARS = 300
 ENGINE_STARTS = 3
 ADDED_MS = 2.0
 IDLE_MB = 90
@@ -56,7 +56,7 @@ class Results:
 
     def __init__(self) -> None:
         self.sides: Sides = {}
-        self.engine_launches: list[float] = []
+        self.engine_launches_s: list[float] = []
         self.missing: dict[str, str] = {}
 
 
@@ -65,9 +65,10 @@ async def _measure(results: Results, is_small: bool) -> None:
     directory = await models_directory()
     found = ModelStore(directory).find(DEFAULT_MODEL)
     assert found is not None
-    results.engine_launches = await engine_launches(found.path, min(sizes.starts, ENGINE_STARTS))
-    async with engine(found.path) as plane, paced_engine() as paced:
-        engines = Engines(found.path, directory, plane.target)
+    starts = min(sizes.starts, ENGINE_STARTS)
+    async with launched_engine(found.path, starts) as (real, launches_s), paced_engine() as paced:
+        results.engine_launches_s = launches_s
+        engines = Engines(found.path, directory, real)
         own = _own_sides(results, is_small)
         results.sides.update(own)
         await _measure_group(own, engines, paced, sizes)
@@ -127,7 +128,7 @@ def measure(is_small: bool) -> Sequence[Row]:
         *_start_rows(results.sides, judge),
         *_launch_rows(results, judge),
         *_flood_rows(results.sides, judge),
-        *(Row(f"{title}: not measured", why) for title, why in results.missing.items()),
+        *(Row(f"{title}: not measured", wanted=why) for title, why in results.missing.items()),
         *_version_rows(results),
     ]
 
@@ -204,7 +205,7 @@ def _start_rows(sides: Sides, judge: Judge) -> list[Row]:
 
 def _launch_rows(results: Results, judge: Judge) -> list[Row]:
     name = "launch → first words"
-    alone_s = median(results.engine_launches)
+    alone_s = median(results.engine_launches_s)
     rows = [Row(f"{name}: direct", f"{alone_s:.2f} s")]
     for side, seen in results.sides.items():
         if not side.has_launch:
@@ -230,18 +231,17 @@ def _flood_rows(sides: Sides, judge: Judge) -> list[Row]:
             per_s = median([one.per_s for one in seen.floods])
             met = judge(f"≤ {FLOOD_CPU_S} s", spent_s <= FLOOD_CPU_S) if side is RBEE else ""
             begun = min(one.begun for one in seen.floods)
-            value = f"{spent_s:.1f} s{_apart(seen.floods)}, at {per_s:,.0f}/s in {begun} streams"
+            value = f"{spent_s:.1f} s, at {per_s:,.0f}/s in {begun} streams"
             rows.append(Row(f"{name}: {side.title}", value, SMALLEST.title, spent_s / smallest_s, met))
+            rows += _program_rows(f"{name}: {side.title}", seen.floods)
     return rows
 
 
-def _apart(floods: list[Flood]) -> str:
+def _program_rows(name: str, floods: list[Flood]) -> list[Row]:
     """Say what each program has of it, where there are several."""
-    names = list(floods[0].spent_s)
-    if len(names) == 1:
-        return ""
-    shares = {name: median([one.spent_s[name] * 1e6 / one.chunks for one in floods]) for name in names}
-    return f" ({', '.join(f'{name} {share_s:.1f}' for name, share_s in shares.items())})"
+    programs = list(floods[0].spent_s)
+    shares = {one: median([each.spent_s[one] * 1e6 / each.chunks for each in floods]) for one in programs}
+    return [Row(f"{name}, {one}", f"{share_s:.1f} s") for one, share_s in shares.items() if len(programs) > 1]
 
 
 def _version_rows(results: Results) -> list[Row]:

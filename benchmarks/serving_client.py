@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 BEGIN_S = 10.0
 POLL_S = 0.01
 STATUS_LINE = 64

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,15 +91,20 @@ class Seen(Struct):
         return [its / base for its, base in pairs]
 
 
-async def engine_launches(model: Path, count: int) -> list[float]:
-    """Return the seconds from the start of the engine alone to its first words."""
-    taken_s = []
-    for _ in range(count):
-        began_s = time.perf_counter()
+@asynccontextmanager
+async def launched_engine(model: Path, launches: int) -> AsyncIterator[tuple[Target, list[float]]]:
+    """Start the engine alone so many times; yields the last, and the seconds from each start to first words."""
+    taken_s: list[float] = []
+    for _ in range(launches - 1):
         async with engine(model) as plane:
-            asked_s = time.perf_counter() - began_s
-            taken_s.append(asked_s + (await ask(plane.target, FEW_TOKENS)).first_s)
-    return taken_s
+            taken_s.append(await _launch_s(plane))
+    async with engine(model) as plane:
+        taken_s.append(await _launch_s(plane))
+        yield plane.target, taken_s
+
+
+async def _launch_s(plane: Plane) -> float:
+    return plane.start_s + (await ask(plane.target, FEW_TOKENS)).first_s
 
 
 async def measure_answers(seen: Mapping[Side, Seen], engines: Engines, sizes: Sizes) -> None:
