@@ -128,7 +128,7 @@ def measure(is_small: bool) -> Sequence[Row]:
         *_start_rows(results.sides, judge),
         *_launch_rows(results, judge),
         *_flood_rows(results.sides, judge),
-        *(Row(f"{title}: not measured", wanted=why) for title, why in results.missing.items()),
+        *(Row(title, "not measured", wanted=why) for title, why in results.missing.items()),
         *_version_rows(results),
     ]
 
