@@ -152,7 +152,7 @@ def _first_rows(sides: Sides, judge: Judge) -> list[Row]:
         assert seen.direct is not None
         added_ms = seen.added_ms()
         met = judge(f"≤ {ADDED_MS:g} ms", median(added_ms) <= ADDED_MS) if side is RBEE else ""
-        value = f"+{median(added_ms):.2f} ms ({min(added_ms):.2f} to {max(added_ms):.2f})"
+        value = f"{median(added_ms):+.2f} ms ({min(added_ms):.2f} to {max(added_ms):.2f})"
         base = f"direct, {median(seen.direct.first_ms):.1f} ms"
         rows.append(Row(f"first words, 1 stream, added: {side.title}", value, base, wanted=met))
     return rows
