@@ -34,7 +34,7 @@ bench: setup-dev
 	@scripts/bench
 
 bench-peers: setup-dev
-	@scripts/bench narrate jobs_peers
+	@scripts/bench narrate jobs_peers serving_peers
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
