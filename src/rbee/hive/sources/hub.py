@@ -192,7 +192,7 @@ class _Exchange:
         if failed >= attempts_max:
             raise DownloadFailedError(
                 f"{self._host()} could not be reached for {self._repo}: {_words(error)}.",
-                remedy="Check the network (and HF_ENDPOINT, where it is set), then try again.",
+                remedy="Check the network (and HF_ENDPOINT, if it is set), then try again; what came is kept.",
             ) from None
         await asyncio.sleep(min(self._pause_s * 2 ** (failed - 1), PAUSE_S_MAX))
 
