@@ -1,4 +1,4 @@
-"""The caller's side of a relayed call: what it was sent, and how its response ends."""
+"""Relayed calls from their callers' side: what is asked, what was sent for it, and how the response ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import time
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import Struct
 from starlette.types import Send
 
-from rbee.contracts.dialects import DONE, Dialect
+from rbee.contracts.dialects import DIALECTS, DONE, Dialect
 from rbee.contracts.events import encode_json
 from rbee.contracts.frames import frames_data
+from rbee.contracts.operations import ApiCall, ChatCompletion, Completion
 from rbee.errors import RbeeError
 from rbee.http.errors import error_frame
-from rbee.queen.splice import Splice, replay
+from rbee.jobs.records import JobRecord
+from rbee.queen.splice import Splice, names_of, replay
 
 HELD_BYTES_MAX = 8 * 1024 * 1024  # of one answer: more than 30,000 tokens as the engine frames them
 STREAM_HEADERS = {
@@ -24,6 +27,50 @@ STREAM_HEADERS = {
 }
 COMMENT = b": still here\n\n"
 DONE_FRAME = b"data: " + DONE + b"\n\n"
+
+
+class _Named(Struct):
+    """What of a call's body is looked at before there is a loss: the name that its answer repeats."""
+
+    model: str | None = None
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """A relayed call.
+
+    Attributes:
+        body: What the engine is asked, as JSON.
+        is_narrated: Its caller wants to be told what it waits for, in the answer's own stream.
+    """
+
+    record: JobRecord
+    operation: ApiCall
+    path: str
+    body: bytes
+    is_narrated: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Tell whether its answer is a stream."""
+        return self.operation.parameters.get("stream") is True
+
+    @property
+    def is_usage_asked(self) -> bool:
+        """Tell whether the stream shall end with how many tokens it took."""
+        options = self.operation.parameters.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    def caller(self, send: Send) -> Caller:
+        """Return the side of the call that its response is sent to."""
+        dialect = DIALECTS.get(self.path)
+        is_narrated = self.is_narrated and self.is_stream and self.path == ChatCompletion.path
+        splice = None
+        if is_narrated:
+            model = msgspec.json.decode(self.body, type=_Named).model
+            splice = Splice(DIALECTS[self.path], names_of(self.record, model))
+        can_continue = self.is_stream and self.path in (ChatCompletion.path, Completion.path)
+        is_held = can_continue and self.operation.attempts > 1
+        return Caller(send, self.record.job_id, dialect, is_held=is_held, splice=splice)
 
 
 class Caller:

@@ -7,35 +7,24 @@ frame is looked into: what was passed on is held as it came, and read only when 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
 import msgspec
-from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rbee.client.answers import read_bounded
-from rbee.contracts.dialects import DIALECTS
 from rbee.contracts.events import encode_json, seq_and_kind
-from rbee.contracts.frames import FrameSplitter, line_start
-from rbee.contracts.operations import ApiCall, ChatCompletion, Completion
 from rbee.errors import (
-    ConflictError,
-    HiveLostError,
     InternalError,
     InvalidRequestError,
-    OverloadedError,
     RbeeError,
     UnavailableError,
-    WorkerLostError,
 )
 from rbee.http.errors import error_response
 from rbee.jobs import JobRunner, RunningJob
 from rbee.jobs.records import JobRecord
-from rbee.queen.answering import Answering, failure_of, told_in
-from rbee.queen.callers import DONE_FRAME, Caller, chunk_frame
+from rbee.queen.answering import Answering, failure_of
+from rbee.queen.callers import DONE_FRAME, Call, Caller, chunk_frame
 from rbee.queen.continuation import (
     Asked,
     GiveUp,
@@ -48,61 +37,14 @@ from rbee.queen.continuation import (
 )
 from rbee.queen.dispatch import Dispatcher, StartFailedError
 from rbee.queen.losses import LOST, NOT_STARTED, Loss, raise_if_nowhere_else, seam
+from rbee.queen.passing import Passing
 from rbee.queen.said import Said
-from rbee.queen.splice import Splice, names_of, story_of
+from rbee.queen.splice import Splice, story_of
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
 
-PASSED_HEADERS = ("content-type", "cache-control", "x-accel-buffering")
-EVENT_STREAM = "text/event-stream"
-AGAIN_S = 0.25
 COMMENT_EVERY_S = 10.0
-ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_ERROR_LINE = b'data: {"error":'
-
-
-class _Named(Struct):
-    """What of a call's body is looked at before there is a loss: the name that its answer repeats."""
-
-    model: str | None = None
-
-
-class Call(Struct, frozen=True, kw_only=True):
-    """A relayed call.
-
-    Attributes:
-        body: What the engine is asked, as JSON.
-        is_narrated: Its caller wants to be told what it waits for, in the answer's own stream.
-    """
-
-    record: JobRecord
-    operation: ApiCall
-    path: str
-    body: bytes
-    is_narrated: bool = False
-
-    @property
-    def is_stream(self) -> bool:
-        """Tell whether its answer is a stream."""
-        return self.operation.parameters.get("stream") is True
-
-    @property
-    def is_usage_asked(self) -> bool:
-        """Tell whether the stream shall end with how many tokens it took."""
-        options = self.operation.parameters.get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
-
-    def caller(self, send: Send) -> Caller:
-        """Return the side of the call that its response is sent to."""
-        dialect = DIALECTS.get(self.path)
-        is_narrated = self.is_narrated and self.is_stream and self.path == ChatCompletion.path
-        splice = None
-        if is_narrated:
-            model = msgspec.json.decode(self.body, type=_Named).model
-            splice = Splice(DIALECTS[self.path], names_of(self.record, model))
-        can_continue = self.is_stream and self.path in (ChatCompletion.path, Completion.path)
-        is_held = can_continue and self.operation.attempts > 1
-        return Caller(send, self.record.job_id, dialect, is_held=is_held, splice=splice)
+STOPPING_S = 0.25
 
 
 class Relay:
@@ -115,6 +57,7 @@ class Relay:
         self._dispatcher = dispatcher
         self._worker_api = worker_api
         self._answering = answering
+        self._passing = Passing(worker_api, answering)
 
     def response(
         self, record: JobRecord, operation: Any, path: str, body: bytes, *, is_narrated: bool = False
@@ -166,12 +109,12 @@ class Relay:
             body = call.body
             if begun is not None and caller.splice is not None:
                 body = await self._body_after(placement, begun, caller.splice, job.record.correlation_id)
-            await self._pass_on(job, placement, call, body, caller)
+            await self._passing.pass_on(job, placement, call, body, caller)
             return self._made(job, caller, await self._answering.relayed_closing(placement))
         except LOST as error:
             return Loss(error, placement.worker_id)
         except UnavailableError as error:  # it is being stopped, and its hive is about to say so
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(STOPPING_S)
             return Loss(error, placement.worker_id)
         finally:
             self._dispatcher.release(placement)
@@ -247,126 +190,6 @@ class Relay:
             "tokens_per_s": fields.get("tokens_per_s"),
             "attempts": job.record.attempt,
         }
-
-    async def _pass_on(
-        self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller
-    ) -> None:
-        try:
-            await self._pass_while_alive(job, placement, call, body, caller)
-            await caller.finish()
-        except WorkerLostError as error:
-            raise await self._answering.true_cause(placement, error) from error
-        except HiveLostError:
-            await self._answering.stop(placement, job.record.correlation_id)  # as soon as its hive is back
-            raise
-        except asyncio.CancelledError:
-            if job.stop is not None:  # else the queen ends
-                await self._settle(job, placement)
-            raise
-        except RbeeError:
-            await self._settle(job, placement)
-            raise
-
-    async def _settle(self, job: RunningJob, placement: Placement) -> None:
-        """Wait for the closing line of a request that was refused, or left; where none comes, have it stopped.
-
-        A worker that does not stop it is stopped itself, so that its slot is free.
-        """
-        if await self._answering.relayed_closing(placement) is None:
-            await self._answering.stop(placement, job.record.correlation_id)
-
-    async def _pass_while_alive(
-        self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller
-    ) -> None:
-        """Pass the bytes on for as long as the worker is known to be there and gives some."""
-        passing = asyncio.ensure_future(self._pass(job, placement, call, body, caller))
-        watching = asyncio.ensure_future(
-            self._answering.relayed_alive(placement, call.operation, lambda: caller.is_waited_for)
-        )
-        try:
-            await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not passing.done():
-                watching.result()  # raises
-            passing.result()
-        finally:
-            for task in (passing, watching):
-                task.cancel()
-            await asyncio.gather(passing, watching, return_exceptions=True)
-
-    async def _pass(self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller) -> None:
-        async with AsyncExitStack() as stack:
-            answer = await self._ask(stack, placement, call.path, body, job.record.correlation_id)
-            headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
-            if answer.content_type == EVENT_STREAM:
-                await self._pass_frames(answer, placement, call, headers, caller)
-            else:
-                whole = await read_bounded(answer, ANSWER_BYTES_MAX)
-                await caller.start(answer.status, headers)
-                await caller.send(caller.take(whole, placement.attempt))
-
-    async def _ask(
-        self, stack: AsyncExitStack, placement: Placement, path: str, body: bytes, correlation_id: str
-    ) -> aiohttp.ClientResponse:
-        """Ask until the worker answers: its slots may be full of jobs that were given up, its port not open yet.
-
-        The same request asked again starts nothing twice. That the worker has ended is for its watcher to say.
-        """
-        began_at = asyncio.get_running_loop().time()
-        was_cut = False
-        while True:
-            asking = self._worker_api.relay(placement, path, body, correlation_id)
-            try:
-                return await stack.enter_async_context(asking)
-            except OverloadedError:
-                pass
-            except ConflictError as error:
-                if not was_cut:
-                    raise
-                raise WorkerLostError("The worker was cut off before its answer began.") from error
-            except (WorkerLostError, UnavailableError) as error:
-                was_cut |= isinstance(error, WorkerLostError)
-                if not self._answering.is_asked_again(placement, began_at):
-                    raise
-            await asyncio.sleep(AGAIN_S)
-
-    async def _pass_frames(
-        self,
-        answer: aiohttp.ClientResponse,
-        placement: Placement,
-        call: Call,
-        headers: dict[str, str],
-        caller: Caller,
-    ) -> None:
-        """Pass a stream on, whole frames at a time.
-
-        Raises:
-            WorkerLostError: It ended without its last frame.
-            RbeeError: What it told of in its last frame.
-        """
-        splitter, last = FrameSplitter(), b""
-        try:
-            async for part in answer.content.iter_any():
-                frames = splitter.feed(part)
-                if not frames:
-                    continue
-                placement.heard_at = asyncio.get_running_loop().time()
-                failure = line_start(frames, _ERROR_LINE)
-                last = frames if failure < 0 else frames[:failure]
-                if last and not caller.has_answer:  # until then, a refusal is a status
-                    await caller.start(answer.status, headers)
-                if last and (taken := caller.take(last, placement.attempt)):
-                    await caller.send(taken)
-                if failure >= 0:
-                    raise told_in(frames[failure:])
-        except aiohttp.ClientError:
-            if not _has_last_frame(call.path, last):
-                raise
-        if not _has_last_frame(call.path, last):
-            raise WorkerLostError("The worker broke off its answer.")
-
-
-def _has_last_frame(path: str, frames: bytes) -> bool:
-    return any(line_start(frames, line) >= 0 for line in DIALECTS[path].last_lines)
 
 
 def _not_held(asked: Asked, error: RbeeError) -> RbeeError:

@@ -312,7 +312,24 @@ async def test_kept_call_goes_on_with_the_next_queen(tmp_path: Path, caller: aio
 
     assert "".join(_words(answer.body)) == "".join(ANSWER)
     assert "queen_resume" in said
-    assert isinstance(told[0], BaseException) or b"the answer goes on" in told[0].body
+    assert isinstance(told[0], aiohttp.ClientError)
+
+
+async def test_stream_of_a_queen_that_stops_says_that_the_answer_goes_on(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """What was said is followed by one error frame that can be tried again; the worker is not told to stop."""
+    call = asyncio.ensure_future(_post(caller, await whole_queen.url() + CHAT_PATH, STREAM, KEEP))
+    job_id = await _asked(hive)
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", *lines_of(frames_of(STREAM)[:3], job_id))
+    await whole_queen.service.close(0)
+    told = await call
+
+    chunks = [chunk for _, _, chunk in _frames(told.body)]
+    error = chunks[-1]["error"]
+    assert (error["code"], error["retryable"]) == ("unavailable", True)
+    assert f"/v1/jobs/{job_id}/answer" in error["remedy"]
+    assert hive.stopped == []
 
 
 async def test_answer_of_a_job_that_is_no_kept_call_is_refused(

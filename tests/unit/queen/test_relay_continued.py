@@ -108,7 +108,8 @@ async def _cut(
         body, headers = hive.asked[-1]
         dying = await queen.until_running(headers["x-job-id"])
         _put(hive, *frames_of(body)[:cut], ConnectionError("the worker dies"))
-        await until(lambda: hive.frames.empty() and not queen.service.dispatcher.launches.under_way)
+        await until(hive.frames.empty)
+        hive.has_worker()
         await hive.kill(dying)
     await until(lambda: len(hive.asked) == asked + len(cuts) + 1 or calling.done())
     if not calling.done():
@@ -269,7 +270,8 @@ async def test_last_attempts_loss_is_the_streams_end(
         body, headers = hive.asked[-1]
         dying = await whole_queen.until_running(headers["x-job-id"])
         _put(hive, *frames_of(body)[:cut], ConnectionError("the worker dies"))
-        await until(lambda: hive.frames.empty() and not whole_queen.service.dispatcher.launches.under_way)
+        await until(hive.frames.empty)
+        hive.has_worker()
         await hive.kill(dying)
     received, job_id = await calling
 

@@ -13,7 +13,7 @@ import pytest
 
 from rbee.contracts.operations import WorkerSpawn, WorkerStop
 from rbee.errors import OverloadedError, UnavailableError
-from rbee.queen import answering, patience, relay
+from rbee.queen import answering, passing, patience
 from tests.unit.client.raw_server import raw_server, says
 from tests.unit.queen.queen_stage import MODEL, closing, worker_info
 from tests.unit.queen.scripted_engine import ANSWER, DONE, frames_of
@@ -26,7 +26,7 @@ CALL: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content":
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
-    monkeypatch.setattr(relay, "AGAIN_S", 0.01)
+    monkeypatch.setattr(passing, "AGAIN_S", 0.01)
     monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
 
 
@@ -154,6 +154,27 @@ async def test_worker_that_stands_still_and_does_not_stop_is_stopped_and_its_slo
     assert hive.stopped == [f"{job_id}.1"]
     assert isinstance(hive.commands[0], WorkerStop)
     assert slots_used == 0
+
+
+async def test_engine_that_fails_in_mid_answer_ends_the_stream_with_one_error_frame(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """The worker's last frame is told in the house's words, once, and no other worker is asked."""
+    told = b'data: {"error":{"message":"The engine failed.","code":"worker_failed","type":"server_error"}}\n\n'
+    _put(hive, frames_of(CALL)[0] + told, None)
+    call = asyncio.ensure_future(_call(whole_queen, caller))
+    await until(lambda: len(hive.asked) == 1)
+    job_id = hive.asked[0][1]["x-job-id"]
+    error = {"code": "worker_failed", "message": "The engine failed."}
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="failed", error=error))
+    _, body, _ = await call
+
+    frames = body.split(b"\n\n")[:-1]
+    assert len(frames) == 2
+    last = msgspec.json.decode(frames[1].removeprefix(b"data: "))
+    assert (last["error"]["code"], last["job_id"]) == ("worker_failed", job_id)
+    assert (await whole_queen.end(job_id))["reason"] == "worker_failed"
+    assert len(hive.asked) == 1
 
 
 async def test_response_stream_that_breaks_off_ends_with_an_error_and_says_that_it_cannot_go_on(
