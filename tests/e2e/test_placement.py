@@ -33,6 +33,7 @@ async def test_idle_worker_makes_room_for_another_model_and_the_log_says_so(stac
     """The second job's log tells which worker went for it, and what it was."""
     before = await stack.run_job(infer())
     after = await stack.run_job(infer(model=copy))
+    shown = await stack.keeper("jobs", "show", after[0]["job_id"])
     async with stack.client() as client:
         workers = await client.workers()
         stops = await client.jobs(operation="worker_stop")
@@ -45,6 +46,7 @@ async def test_idle_worker_makes_room_for_another_model_and_the_log_says_so(stac
     assert f"stops {gone} (model {MODEL}, idle for" in evict["message"]
     assert evict["message"].endswith(f"to make room for {copy}.")
     assert f"room was made by stopping {gone}" in first(after, "queen_forward")["message"]
+    assert first(after, "queen_forward")["message"] in shown.stdout
     assert [worker.model for worker in workers] == [copy]
     assert [(job.principal, job.state) for job in stops.data] == [("queen", "completed")]
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from rbee.client import JobClient
 from rbee.contracts.views import Page
+from rbee.errors import GoneError
 from rbee.keeper.answering import client_of
 from rbee.keeper.exit_codes import EXIT_FINE
 from rbee.keeper.render import Screen
@@ -55,6 +56,19 @@ async def _pages(client: JobClient, path: str) -> AsyncGenerator[dict[str, Any],
         for event in page.data:
             yield event
         after = page.next
+
+
+async def last_placement(client: JobClient, job_id: str) -> str | None:
+    """Return the sentence that told where a job was placed last, and why; None where none is kept."""
+    found = None
+    try:
+        async with aclosing(_pages(client, f"/v1/jobs/{quote(job_id, safe='')}/events")) as events:
+            async for event in events:
+                if event.get("action") == "queen_forward":
+                    found = str(event.get("message"))
+    except GoneError:  # `store: false`, and it has ended
+        return None
+    return found
 
 
 def entry_text(event: dict[str, Any]) -> str:

@@ -24,9 +24,9 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], out: Te
     out.flush()
 
 
-def show_fields(value: Struct, out: TextIO | None = None) -> None:
-    """Write what a struct holds, a field a line; what is nested, as JSON."""
-    fields = msgspec.to_builtins(value)
+def show_fields(value: Struct, out: TextIO | None = None, **more: object) -> None:
+    """Write what a struct holds and what is given besides, a field a line; what is nested, as JSON."""
+    fields = {**msgspec.to_builtins(value), **more}
     rows = [
         (name, msgspec.json.encode(held).decode() if isinstance(held, (dict, list)) else held)
         for name, held in fields.items()

@@ -28,7 +28,7 @@ from rbee.queen.turns import Turns
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_AGAIN_S = 1.0
-# After a look that took longer than this, heartbeats bring the next one only after so many times as long.
+# After a look at all who wait that took longer than this, the next one comes after so many times as long.
 LONG_S = 0.005
 REST_FACTOR = 4.0
 
@@ -82,7 +82,7 @@ class Dispatcher:
         self._pumped_at = 0.0
         self._rest_until = 0.0
         self._next_pump: asyncio.TimerHandle | None = None
-        book.listen(self._heard)
+        book.listen(lambda hive_id: self._look())
 
     async def close(self) -> None:
         """Give up the starts that are under way."""
@@ -149,14 +149,14 @@ class Dispatcher:
     def release(self, placement: Placement) -> None:
         """Give a slot back."""
         self._workers.remove(placement)
-        self.pump()
+        self._look()
 
     async def _wait_for_place(self, ticket: Ticket) -> tuple[Placement, str | None]:
         """Wait until the ticket has a placement; returns it, and the worker that was started for it."""
         loop = asyncio.get_running_loop()
         own: Starting | None = None
         needs_hive_since = loop.time()
-        self.pump()
+        self._look()
         while ticket.placement is None:
             ticket.changed.clear()
             if isinstance(ticket.error, CrashLoopError):
@@ -222,8 +222,8 @@ class Dispatcher:
 
     # Deciding
 
-    def _heard(self, hive_id: str) -> None:
-        """Look again because of a heartbeat; in a moment, where many heartbeats would take all the time."""
+    def _look(self) -> None:
+        """Pump now; in a moment where a look takes so long that one for every change would take all the time."""
         rest_s = self._rest_until - self._book.now()
         if rest_s <= 0:
             self.pump()
@@ -294,4 +294,4 @@ class Dispatcher:
         """Take a ticket out."""
         self._tickets.remove(ticket)
         self.launches.leave(ticket)
-        self.pump()
+        self._look()

@@ -65,6 +65,7 @@ class HiveBook:
     def beat(self, hive_id: str, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; the first one is the registration."""
         self._hives[hive_id] = Hive(hive_id, heartbeat, self._clock())
+        self._wake()
         self._tell(hive_id)
 
     def worker_gone(self, worker_id: str) -> None:
@@ -72,13 +73,16 @@ class HiveBook:
         self._gone[worker_id] = None
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
+        self._wake()
         for hive in list(self._hives.values()):
             if any(info.worker_id == worker_id for info in hive.heartbeat.workers):
                 self._tell(hive.hive_id)
 
-    def _tell(self, hive_id: str) -> None:
+    def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _tell(self, hive_id: str) -> None:
         for listener in self._listeners:
             listener(hive_id)
 

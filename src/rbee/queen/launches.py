@@ -10,7 +10,8 @@ import msgspec
 from rbee.contracts.ids import new_id
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Phase
-from rbee.errors import NoCapacityError, RbeeError
+from rbee.contracts.strict import nearest
+from rbee.errors import InvalidRequestError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
 from rbee.jobs.endings import incident
 from rbee.jobs.runner import narration_event
@@ -20,7 +21,7 @@ from rbee.queen.crash_loops import CrashLoops
 from rbee.queen.decisions import Refuse, Start, Wanted
 from rbee.queen.fleet import Fleet
 from rbee.queen.hives import HiveBook
-from rbee.queen.inventory import Kind, StartSpot
+from rbee.queen.inventory import Inventory, Kind, StartSpot
 from rbee.queen.making_room import RoomMaker, Stops
 from rbee.queen.scheduler import place
 from rbee.queen.starts import WorkerStarter
@@ -202,6 +203,7 @@ class Launches:
 
         Raises:
             NoCapacityError: There is no room, also none that idle workers could make.
+            InvalidRequestError: No hive has the device that it names.
             CrashLoopError: The model fails to start wherever it fits.
             RbeeError: Why it could not be started.
         """
@@ -215,10 +217,11 @@ class Launches:
         raise NoCapacityError(f"The room that was made for {operation.model} was taken by others again and again.")
 
     def _decided(self, operation: WorkerSpawn) -> Start:
-        wanted = wanted_by(operation)
-        decision = place(wanted, self._fleet.inventory(), self._book.now())
+        inventory = self._fleet.inventory()
+        decision = place(wanted_by(operation), inventory, self._book.now())
         if isinstance(decision, Start):
             return decision
+        _check_device(operation, inventory)
         if isinstance(decision, Refuse):
             refusal = self._crash_loops.refusal(decision.hive_id, operation.model)
             if refusal is not None:
@@ -265,6 +268,17 @@ class Launches:
             self._fleet.remove_start(start.hive_id, worker_id)
             self.on_change()
         return {"worker_id": worker_id, "hive_id": start.hive_id}
+
+
+def _check_device(operation: WorkerSpawn, inventory: Inventory) -> None:
+    hives = [hive for hive in inventory.hives.values() if operation.hive_id in (None, hive.hive_id)]
+    devices = sorted({spot.device for hive in hives for spot in hive.devices})
+    if operation.device is not None and devices and operation.device not in devices:
+        raise InvalidRequestError(
+            f"No hive has a device `{operation.device}`{nearest(operation.device, devices)}. "
+            f"There are: {', '.join(devices)}.",
+            param="device",
+        )
 
 
 def wanted_by(operation: WorkerSpawn) -> Wanted:

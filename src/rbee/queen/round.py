@@ -17,14 +17,14 @@ class Round:
 
     def __init__(self, now: float) -> None:
         self._now = now
-        self._waits: dict[tuple[Wanted, bool], Wait] = {}
+        self._waits: dict[tuple[Wanted, bool, bool], Wait] = {}
         self._closed = NOTHING_CLOSED
 
     def decide(self, wanted: Wanted, waited_s: float, inventory: Inventory) -> Decision:
         """Decide about the next job, by what is left when all before it have been given theirs."""
-        key = (wanted, waited_s >= ADD_AFTER_S)
+        key = (wanted, waited_s >= ADD_AFTER_S, waited_s >= CLAIM_AFTER_S)
         known = self._waits.get(key)
-        if known is not None and (known.claim is not None or waited_s < CLAIM_AFTER_S):
+        if known is not None:
             return known
         decision = place(wanted, inventory, self._now, waited_s=waited_s, closed=self._closed)
         if isinstance(decision, Wait):

@@ -76,6 +76,11 @@ class SmallQueen:
         """List the one job."""
         return web.json_response({"data": [job_view()], "next": None})
 
+    async def job_log(self, request: web.Request) -> web.Response:
+        """Answer with the job's log, in which it was placed twice."""
+        events = [narration("queen_forward", f"Placed on {place}.") for place in ("a worker", "another worker")]
+        return web.json_response({"data": events, "next": None})
+
     async def log_page(self, request: web.Request) -> web.Response:
         """Answer with two pages of a worker's log."""
         first = request.query["after"] == "0"
@@ -115,6 +120,7 @@ class SmallQueen:
             web.get("/v1/jobs/{job_id}", self.job),
             web.delete("/v1/jobs/{job_id}", self.cancel),
             web.get("/v1/jobs/{job_id}/stream", self.stream),
+            web.get("/v1/jobs/{job_id}/events", self.job_log),
             web.get("/v1/hives", self.hives),
             web.get("/v1/model-settings", self.model_settings),
             web.get("/v1/workers/{worker_id}/events", self.log_page),

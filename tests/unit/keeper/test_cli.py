@@ -156,6 +156,14 @@ def test_jobs_are_listed_in_plain_columns_off_a_terminal(capsys: pytest.CaptureF
     assert row.split()[:5] == [JOB_ID, "infer", "running", "-", "-"]
 
 
+def test_job_is_shown_with_where_it_was_placed_last(capsys: pytest.CaptureFixture[str]) -> None:
+    """Among its fields, as the log told it."""
+    with small_queen() as queen:
+        assert main(["jobs", "show", JOB_ID, "--queen", queen.url]) == 0
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["placement", "Placed on another worker."] in rows
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

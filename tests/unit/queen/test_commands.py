@@ -126,6 +126,15 @@ async def test_spawn_goes_to_the_live_hive_with_the_most_memory(whole_queen: Que
     assert spawn.slots == 3
 
 
+async def test_spawn_on_a_device_that_no_hive_has_is_invalid_and_names_those_there_are(whole_queen: Queen) -> None:
+    await whole_queen.live_hive()
+
+    end = await whole_queen.end(await whole_queen.submit(WorkerSpawn(model="smollm2:135m", device="cpuu")))
+
+    assert (end["state"], end["reason"]) == ("failed", "invalid")
+    assert end["message"] == "No hive has a device `cpuu` (did you mean `cpu`?). There are: cpu."
+
+
 async def test_command_for_any_hive_without_one_fails_with_no_capacity(whole_queen: Queen) -> None:
     end = await whole_queen.end(await whole_queen.submit(HiveCheck()))
 

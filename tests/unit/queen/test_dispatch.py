@@ -371,3 +371,25 @@ async def test_higher_priority_is_worth_a_minute_of_waiting_for_each_step(whole_
 
     assert [ticket.job.job_id for ticket in whole_queen.service.dispatcher._tickets] == [jobs[1], jobs[0], jobs[2]]
     assert [(await whole_queen.registry.view(job_id)).queue_position for job_id in jobs] == [2, 1, 3]
+
+
+async def test_looks_that_take_long_are_made_in_a_moment_for_all_changes_together(
+    whole_queen: Queen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hive = await whole_queen.live_hive()
+    dispatcher = whole_queen.service.dispatcher
+    looks: list[int] = []
+    pump = dispatcher.pump
+
+    def counted() -> None:
+        looks.append(1)
+        pump()
+
+    monkeypatch.setattr(dispatcher, "pump", counted)
+    dispatcher._rest_until = dispatcher._book.now() + 0.2
+
+    for _ in range(100):
+        hive.beat()
+    job_id = await whole_queen.infer()
+    assert not looks
+    await whole_queen.until_running(job_id)

@@ -21,53 +21,58 @@ MODELS = ("m", "n", "o")
 DEVICES = ("cpu", "cuda:0")
 
 
+def mostly(usual: object, *others: object) -> st.SearchStrategy[Any]:
+    """Draw one value in most cases, so that what depends on many of them comes about."""
+    return st.sampled_from([usual] * 5 + list(others))
+
+
 @st.composite
 def workers(draw: st.DrawFn, worker_id: str) -> WorkerSpot:
     slots = draw(st.integers(1, 3))
     return worker(
         worker_id,
-        model=draw(st.sampled_from(MODELS)),
-        ready=draw(st.booleans()),
+        model=draw(st.sampled_from(["m", "n", "n", "o", "o"])),
+        ready=draw(mostly(True, False)),
         slots=slots,
-        used=draw(st.integers(0, slots)),
+        used=draw(st.sampled_from([0, 0, 0, 1, slots])),
         taken=draw(st.integers(0, 4)) * 512 * MIB,
         idle_s=draw(st.sampled_from([0.0, 20.0, 40.0, 90.0])),
         device=draw(st.sampled_from(DEVICES)),
-        is_draining=draw(st.booleans()),
-        has_answered=draw(st.booleans()),
-        is_kept=draw(st.booleans()),
+        is_draining=draw(mostly(False, True)),
+        has_answered=draw(mostly(True, False)),
+        is_kept=draw(mostly(False, True)),
     )
 
 
 @st.composite
 def hives(draw: st.DrawFn, hive_id: str) -> HiveSpot:
-    gpus = (gpu(free=draw(st.integers(0, 4)) * GIB, total=8 * GIB, is_usable=draw(st.booleans())),)
+    gpus = (gpu(free=draw(st.integers(0, 4)) * GIB, total=8 * GIB, is_usable=draw(mostly(True, False))),)
     infos = st.builds(model_info, st.sampled_from(MODELS), st.just(GIB), slot=st.sampled_from([None, 256 * MIB]))
     known = draw(st.lists(infos, max_size=3))
-    starts = draw(st.lists(st.sampled_from(MODELS), max_size=1))
+    starts = draw(mostly((), ("m",), ("n",)))
     return hive(
         hive_id,
         *[draw(workers(f"{hive_id}w{number}")) for number in range(draw(st.integers(0, 4)))],
-        live=draw(st.booleans()),
-        free=draw(st.integers(0, 5)) * GIB,
+        live=draw(mostly(True, False)),
+        free=draw(st.integers(0, 3)) * GIB,
         total=8 * GIB,
         models=tuple({info.model: info for info in known}.values()),
         gpus=gpus if draw(st.booleans()) else (),
         starts=tuple(start(f"{hive_id}s", model=model) for model in starts),
-        engines=draw(st.sampled_from([("llama_cpp",), ("llama_cpp",), ("vllm",)])),
-        workers_max=draw(st.sampled_from([None, None, 0, 1, 3])),
-        refused=draw(st.dictionaries(st.sampled_from(MODELS), st.sampled_from([NOW - 1, NOW + 1]), max_size=1)),
+        engines=draw(mostly(("llama_cpp",), ("vllm",))),
+        workers_max=draw(mostly(None, 0, 1, 3)),
+        refused=draw(mostly({}, {"m": NOW - 1}, {"m": NOW + 1})),
     )
 
 
-inventories = st.integers(0, 3).flatmap(lambda count: st.tuples(*[hives(f"h{number}") for number in range(count)]))
+inventories = st.integers(1, 3).flatmap(lambda count: st.tuples(*[hives(f"h{number}") for number in range(count)]))
 wishes = st.builds(
     Wanted,
-    st.sampled_from(MODELS).map(Kind),
+    mostly(Kind("m"), Kind("n"), Kind("o")),
     slots=st.integers(1, 4),
-    device=st.sampled_from([None, None, "cpu", "cuda:0"]),
-    workers_max=st.sampled_from([None, None, 1, 2]),
-    hive_id=st.sampled_from([None, None, None, "h1"]),
+    device=mostly(None, "cpu", "cuda:0"),
+    workers_max=mostly(None, 1, 2),
+    hive_id=mostly(None, "h1"),
 )
 waits = st.sampled_from([0.0, 6.0, 60.0])
 

@@ -49,15 +49,18 @@ def list_jobs(
 
 @app.command("show")
 def show_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Show one job."""
+    """Show one job, and where it was placed and why."""
+    from rbee.keeper.log_reading import last_placement
     from rbee.keeper.reading import read
     from rbee.keeper.tables import show_fields
 
-    screen, job = read(context.obj.settings(), lambda client: client.job(job_id))
+    settings = context.obj.settings()
+    screen, job = read(settings, lambda client: client.job(job_id))
     if as_json:
         screen.json(job)
     else:
-        show_fields(job)
+        _, placement = read(settings, lambda client: last_placement(client, job_id))
+        show_fields(job, placement=placement)
 
 
 @app.command("follow")
