@@ -234,7 +234,9 @@ async def test_embeddings_of_a_worker_for_answers_are_a_400(session: aiohttp.Cli
     """It was not started for that."""
     async with session.post("/v1/embeddings", json={"input": "a"}) as response:
         assert response.status == 400
-        assert (await response.json())["error"]["message"] == "This worker was not started for embeddings."
+        assert (await response.json())["error"]["message"] == (
+            "This worker was not started for embeddings, but for answers."
+        )
 
 
 async def test_small_routes_answer(session: aiohttp.ClientSession) -> None:

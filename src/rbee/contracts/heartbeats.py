@@ -91,6 +91,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
         context_tokens: How many tokens one request may use; 0 where it is not known.
         device: Where it runs, as it was asked for; None where its engine chose.
         memory_bytes: What it was estimated to take when it was started; 0 where it is not known.
+        has_prefill: It goes on from an assistant's message that stands last, so that it can continue an answer.
     """
 
     worker_id: str
@@ -106,6 +107,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     device: str | None = None
     memory_bytes: int = 0
+    has_prefill: bool = True
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
@@ -113,6 +115,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         engines: The engines its workers can run.
+        fetching_engines: Those of them that fetch their models themselves, so that nobody need bring a file.
         downloads: What is being fetched just now.
         workers_max: How many workers it runs at most; None for as many as the memory holds.
     """
@@ -126,6 +129,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     models: list[ModelInfo]
     workers: list[WorkerInfo]
     engines: tuple[str, ...] = ("llama_cpp",)
+    fetching_engines: tuple[str, ...] = ()
     downloads: list[DownloadInfo] = []
     workers_max: int | None = None
 

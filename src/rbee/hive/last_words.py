@@ -47,11 +47,12 @@ def say_exit(
         Whether it stands: on a full disk it has to be told again.
     """
     fields: dict[str, Any] = msgspec.to_builtins(status)
+    said = last_failure(lines)
     known = {name: value for name, value in fields.items() if value is not None and value is not False}
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
         line = compose(
             "worker_exit",
-            f"The worker {status.describe()}.",
+            f"The worker {status.describe()}. {said}".rstrip(),
             level="info" if status.exit_code == 0 else "error",
             **known,
             last_lines=fitting(lines),
