@@ -165,7 +165,7 @@ async def test_error_within_a_stream_is_read(tmp_path: Path, chunk: dict[str, An
         (Script(media="application/json", parts=[b'{"choices":[]}']), 502, "with application/json, not with a"),
         (Script(parts=[b"data: <html>\n\n"]), 502, "a chunk that is not JSON"),
         (Script(parts=[b"\x00\xff\xfe garbage " * 100]), 502, "broke off its answer"),
-        (Script(parts=[b'data: {"choices":{"a":1}}\n\n', DONE]), 502, "without a choice"),
+        (Script(parts=[b'data: {"choices":[]}\n\n', DONE]), 502, "without a choice"),
         (Script(parts=[b'data: {"choices":[1]}\n\n', DONE]), 502, "a chunk of an unknown form"),
     ],
 )
