@@ -83,9 +83,11 @@ class EngineClient:
         if self._process is not None:
             try:
                 async with asyncio.timeout(ENGINE_END_S):
-                    return WorkerLostError(await self._process.ended())
+                    how = await self._process.ended()
             except TimeoutError:
-                pass
+                return WorkerError(how)
+            await asyncio.sleep(0)  # whoever watches over the engine hears of it first, and ends the worker
+            return WorkerLostError(how)
         return WorkerError(how)
 
     @asynccontextmanager

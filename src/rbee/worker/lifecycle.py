@@ -120,12 +120,10 @@ async def _ending_with(process: EngineProcess | None) -> AsyncIterator[None]:
 
 
 async def _end_with(process: EngineProcess) -> None:
+    """End at once: whatever else is said of a request would end it here, and it is to go on elsewhere."""
     how = await process.ended()
     narrate("worker_failed", f"{how} Without it, this worker ends.", level="error")
-    try:
-        await process.stop(0)
-    finally:
-        os._exit(_ENGINE_LOST_EXIT)
+    os._exit(_ENGINE_LOST_EXIT)
 
 
 def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, load_s: float) -> None:

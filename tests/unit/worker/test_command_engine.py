@@ -166,7 +166,7 @@ def test_program_that_is_not_there_is_named(make: Make) -> None:
 
 def test_missing_file_is_named(make: Make) -> None:
     """Where one is needed, before anything is started."""
-    with pytest.raises(ModelInvalidError, match="There is no model file at /models/m.gguf"):
+    with pytest.raises(ModelInvalidError, match=r"There is no model file at /models/m\.gguf"):
         make("good", needs_file=True).load()
 
 
