@@ -18,11 +18,18 @@ LINE_CHARS_MAX = 400
 AGAIN_S = 0.5
 # All of them together, so that the line that carries them is never cut.
 LINES_BYTES_MAX = 8 * 1024
+_FAILURE = "worker_failed: "
 
 
 def last_lines(sources: list[Source]) -> list[str]:
-    """Return the last lines of a worker's files, those already read and those still to be read."""
-    return [line for source in sources for line in _tail(source)][-LAST_LINES:]
+    """Return the last lines of a worker's files, those already read and those still to be read.
+
+    What the worker says it failed with is among them, however much its engine said meanwhile.
+    """
+    lines = [line for source in sources for line in _tail(source)]
+    failures = [line for line in lines if line.startswith(_FAILURE)][-1:]
+    kept = lines[-LAST_LINES:]
+    return kept if not failures or failures[0] in kept else [*kept[1:], *failures]
 
 
 def _tail(source: Source) -> list[str]:
@@ -33,8 +40,8 @@ def _tail(source: Source) -> list[str]:
 def last_failure(lines: list[str]) -> str:
     """Return the sentence in which a worker said what it failed with; empty when it said none."""
     for line in reversed(lines):
-        if line.startswith("worker_failed: "):
-            return line.removeprefix("worker_failed: ")
+        if line.startswith(_FAILURE):
+            return line.removeprefix(_FAILURE)
     return ""
 
 
