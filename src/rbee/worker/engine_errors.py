@@ -21,6 +21,7 @@ _MAX_MESSAGE_CHARS = 2000
 _PLAIN_TEXT_BYTES = 1000
 _NO_SUCH_ROUTE = re.compile(r"(?:file |page |404 |route )*(?:not found|method not allowed)\W*", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process\b.*batch size: (\d+)")
+_TEMPLATE = re.compile(r"\bparser for this template\b.*\nError: (?:Jinja Exception: )?([^\n]*)", re.DOTALL)
 _NOT_STARTED_FOR = re.compile(r"does not support (\w+)")
 # What an engine quotes may be a piece of the prompt; narration must not have it.
 _QUOTED = re.compile(r"last read: .*|'[^']{25,}'|\"[^\"]{25,}\"", re.DOTALL)
@@ -89,6 +90,9 @@ def translate_error(error: dict[str, Any], status: int = 500) -> RbeeError:
     too_large = _TOO_LARGE.search(message)
     if too_large:
         return _too_long(too_large[1], too_large[2])
+    refused = _TEMPLATE.search(message)
+    if refused:
+        return _template_refused(refused[1])
     if kind == "not_supported_error":
         missing = _NOT_STARTED_FOR.search(message)
         return InvalidRequestError(f"This worker was not started for {missing[1] if missing else 'this'}.")
@@ -100,6 +104,16 @@ def translate_error(error: dict[str, Any], status: int = 500) -> RbeeError:
     if not message:
         return WorkerError(f"The engine answered with status {status} and no reason.")
     return WorkerError(f"The engine failed: {message}", details=narrated)
+
+
+def _template_refused(why: str) -> InvalidRequestError:
+    """Say that the model's template does not take these messages; what it says may quote them."""
+    sentence = "The model's chat template does not take these messages"
+    return InvalidRequestError(
+        f"{sentence}: {why.strip()}",
+        remedy="Send messages of the form it takes, or ask /v1/completions with a prompt of your own.",
+        details={"narrated": f"{sentence}."},
+    )
 
 
 def narrated_message(error: RbeeError) -> str:

@@ -131,3 +131,16 @@ def test_404_for_another_reason_keeps_it() -> None:
     error = no_route(404, body, "/v1/chat/completions", "cook")
     assert type(error) is InvalidRequestError
     assert error.message == "The model `a` does not exist."
+
+
+def test_template_that_refuses_is_named_and_quotes_nothing_in_narration() -> None:
+    """Its own words may repeat a message."""
+    said = (
+        "Unable to generate parser for this template. Automatic parser generation failed: \n---\n"
+        "While executing CallExpression at line 1\nError: Jinja Exception: Only two messages, not canary"
+    )
+    error = translate(400, engine_answer(400, "invalid_request_error", said))
+    assert type(error) is InvalidRequestError
+    sentence = "The model's chat template does not take these messages"
+    assert error.message == f"{sentence}: Only two messages, not canary"
+    assert narrated_message(error) == f"{sentence}."

@@ -25,7 +25,13 @@ BATCH_TOKENS = 512
 PROMPT_CACHE_MIB = 256
 _HEADER_BYTES = 1024 * 1024
 _MEMORY = re.compile(
-    r"bad_alloc|out of memory|failed to allocate|unable to allocate|failed to create (?:llama_)?context", re.I
+    r"bad_alloc|out of memory|failed to allocate|unable to allocate|cannot allocate memory|"
+    r"insufficient memory|failed to create (?:llama_)?context",
+    re.IGNORECASE,
+)
+# The last line of its complaint is the cause.
+_TEMPLATE = re.compile(
+    r"chat_templates_init: error: (.*)|chat template parsing error: (?:.*\nError: )?(.*)", re.DOTALL
 )
 _COMPLAINT = re.compile(r"^[\d.]+ E (.*)$", re.MULTILINE)
 
@@ -171,6 +177,10 @@ def why_not_loaded(engine_words: str) -> str:
     """Make one plain sentence of what the engine said before it gave up."""
     if _MEMORY.search(engine_words):
         return "The model cannot be loaded: the memory does not suffice for it and its context."
+    template = _TEMPLATE.search(engine_words)
+    if template is not None:
+        said = (template[1] or template[2] or "").partition("\n")[0].strip().rstrip(".")[:300]
+        return f"The model cannot be loaded: the chat template in its file cannot be used ({said})."
     complaint = _COMPLAINT.search(engine_words)
     if complaint is None:
         return "The model cannot be loaded; the engine's own words stand on the worker's stderr."
