@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,14 +32,14 @@ def rust_engine() -> Path:
     """Return where mistral.rs is installed, once a checkout; skip where it cannot be had."""
     if not (RUST / "mistralrs").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        made = subprocess.run(
-            [*command, "--target", str(RUST), f"mistralrs=={RUST_VERSION}"],
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
+        own = RUST.with_name(f".{RUST.name}-{os.getpid()}")  # other test processes may do the same
+        command += ["--target", str(own), f"mistralrs=={RUST_VERSION}"]
+        made = subprocess.run(command, capture_output=True, text=True, timeout=90)
         if made.returncode != 0:
             pytest.skip(f"mistralrs {RUST_VERSION} cannot be installed: {made.stderr.strip()[-300:]}")
+        with contextlib.suppress(OSError):  # another one was first
+            own.rename(RUST)
+        shutil.rmtree(own, ignore_errors=True)
     return RUST
 
 
