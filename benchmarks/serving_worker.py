@@ -25,6 +25,7 @@ class PacedEngine:
 
     name = "paced"
     version = "1"
+    holds_threads = False
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -41,6 +42,11 @@ class PacedEngine:
         if self._process.stdout.readline() != b"ready\n":
             raise StartError("The paced engine did not start.")
         return EngineAddress(str(path), "no key")
+
+    def kill(self) -> None:
+        """Kill its process."""
+        if self._process is not None:
+            self._process.kill()
 
 
 def main() -> NoReturn:

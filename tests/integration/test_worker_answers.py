@@ -222,6 +222,14 @@ async def test_prompt_too_long_names_both_numbers(session: aiohttp.ClientSession
     assert error["message"].endswith(f" tokens; the context holds {CONTEXT_TOKENS}.")
 
 
+async def test_answers_end_where_their_own_context_does(session: aiohttp.ClientSession) -> None:
+    """Prompt and answer together have the tokens of one request, however many others are being answered."""
+    body = {"messages": [{"role": "user", "content": "hi " * 400}], "max_tokens": 500, "ignore_eos": True}
+    for answer in await asyncio.gather(*[ask(session, CHAT, body) for _ in range(SLOTS)]):
+        assert answer["usage"]["total_tokens"] == CONTEXT_TOKENS
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+
 async def test_wrong_type_is_a_400_in_the_engines_words(session: aiohttp.ClientSession) -> None:
     """The field is named."""
     async with session.post(CHAT, json={"messages": HELLO, "temperature": "warm"}) as response:
@@ -234,7 +242,9 @@ async def test_embeddings_of_a_worker_for_answers_are_a_400(session: aiohttp.Cli
     """It was not started for that."""
     async with session.post("/v1/embeddings", json={"input": "a"}) as response:
         assert response.status == 400
-        assert (await response.json())["error"]["message"] == "This worker was not started for embeddings."
+        assert (await response.json())["error"]["message"] == (
+            "This worker was not started for embeddings, but for answers."
+        )
 
 
 async def test_small_routes_answer(session: aiohttp.ClientSession) -> None:

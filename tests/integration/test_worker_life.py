@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 from rbee.contracts.home import Home
 from rbee.hive.models import ModelStore
 from rbee.processes import FileLock, find_marked
+from tests.integration.patched_model import with_template
 from tests.integration.worker_process import CHAT, HIVE_ID, WORKER_ID, WorkerProcess
 
 HELLO = [{"role": "user", "content": "Tell a long story about a river."}]
@@ -119,6 +121,60 @@ async def test_model_cut_short_ends_with_4(start: Start, tmp_path: Path, model: 
     worker = start(tmp_path, "--model", str(path))
     assert await worker.end() == 4
     assert worker.said("worker_failed")[0]["message"].startswith("The model cannot be loaded: the file is damaged")
+
+
+async def test_template_that_cannot_be_read_ends_with_4(start: Start, tmp_path: Path, model: str) -> None:
+    """The sentence says that it is the template."""
+    path = with_template(Path(model), "{% for m in messages %}{{ m.content ", tmp_path / "m.gguf")
+    worker = start(tmp_path, "--model", str(path))
+    assert await worker.end() == 4
+    message = worker.said("worker_failed")[0]["message"]
+    assert message.startswith("The model cannot be loaded: the chat template in its file cannot be used (")
+
+
+async def test_template_that_refuses_is_a_400_and_the_worker_lives_on(
+    start: Start, tmp_path: Path, model: str
+) -> None:
+    """Streaming or not, kept or not: the caller is told what the template says, narration is not."""
+    template = (
+        "{% if messages|length > 2 %}{{ raise_exception('Only two, not ' + messages[2].content) }}{% endif %}"
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    )
+    path = with_template(Path(model), template, tmp_path / "m.gguf")
+    worker = start(tmp_path, "--model", str(path), "--slots", "1", "--context-tokens", "512")
+    three = [
+        {"role": role, "content": f"canary{number}"} for number, role in enumerate(("user", "assistant", "user"))
+    ]
+    async with await worker.session() as session:
+        for is_streaming in (True, False):
+            async with session.post(CHAT, json={"messages": three, "stream": is_streaming}) as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (400, "invalid")
+            assert error["message"] == (
+                "The model's chat template does not take these messages: Only two, not canary2"
+            )
+        headers = {"x-job-id": JOB_ID, "x-request-id": f"{JOB_ID}.1", "x-rbee-keep": "1"}
+        async with session.post(CHAT, json={"messages": three}, headers=headers) as response:
+            assert response.status == 202
+        fields = (await worker.closing(JOB_ID))["fields"]
+        assert (fields["outcome"], fields["error"]["code"]) == ("failed", "invalid")
+        async with session.post(CHAT, json={"messages": HELLO, "max_tokens": 2}) as response:
+            assert response.status == 200
+    assert b"canary" not in worker.stdout.read_bytes()
+
+
+@pytest.mark.parametrize("limit_mib", [400, 700])
+async def test_memory_that_does_not_suffice_is_told_so(
+    start: Start, tmp_path: Path, model: str, limit_mib: int
+) -> None:
+    """For the file itself, or for its context: the true sentence, and exit code 4."""
+    limits = (limit_mib * 2**20, limit_mib * 2**20)
+    worker = start(tmp_path, "--model", model, "--context-tokens", "8192")
+    resource.prlimit(worker.process.pid, resource.RLIMIT_AS, limits)
+    assert await worker.end() == 4
+    assert worker.said("worker_failed")[0]["message"] == (
+        "The model cannot be loaded: the memory does not suffice for it and its context."
+    )
 
 
 async def test_port_in_use_ends_with_3(start: Start, tmp_path: Path, model: str) -> None:

@@ -42,12 +42,14 @@ class _Choices:
         self._envelope: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._timings: dict[int, Mapping[str, Any]] = {}
+        self._told_usage: Mapping[str, Any] | None = None
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Take the next chunk."""
         for key, value in chunk.items():
             if key not in {"choices", "usage", "timings"}:
                 self._envelope.setdefault(key, value)
+        self._told_usage = chunk.get("usage") or self._told_usage
         for part in chunk.get("choices") or ():
             index = part.get("index", 0)
             if index not in self._choices and len(self._choices) >= MAX_CHOICES:
@@ -70,6 +72,8 @@ class _Choices:
         if self._timings:
             answer["usage"] = self._usage()
             answer["timings"] = self._timings[min(self._timings)]
+        elif self._told_usage is not None:
+            answer["usage"] = self._told_usage
         return answer
 
     def _usage(self) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def _delta_of(answer: Any, reasoning: Any = None) -> Delta:
 def chat_delta(chunk: Chunk) -> Delta:
     """Read the text off a chunk of `/v1/chat/completions`."""
     delta = _first_choice(chunk).get("delta")
-    return _delta_of(delta.get("content"), delta.get("reasoning_content")) if isinstance(delta, dict) else Delta()
+    if not isinstance(delta, dict):
+        return Delta()
+    return _delta_of(delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning"))
 
 
 def completion_delta(chunk: Chunk) -> Delta:

@@ -129,6 +129,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         engines: The engines its workers can run.
+        fetching_engines: Those of them that fetch their models themselves, so that nobody need bring a file.
         downloads: What is being fetched just now.
         unusable_models: What is damaged, or was fetched in part.
         workers_max: How many workers it runs at most; None for as many as the memory holds.
@@ -143,6 +144,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     models: list[ModelInfo]
     workers: list[WorkerInfo]
     engines: tuple[str, ...] = ("llama_cpp",)
+    fetching_engines: tuple[str, ...] = ()
     downloads: list[DownloadInfo] = []
     unusable_models: list[UnusableModel] = []
     workers_max: int | None = None

@@ -18,11 +18,18 @@ LINE_CHARS_MAX = 400
 AGAIN_S = 0.5
 # All of them together, so that the line that carries them is never cut.
 LINES_BYTES_MAX = 8 * 1024
+_FAILURE = "worker_failed: "
 
 
 def last_lines(sources: list[Source]) -> list[str]:
-    """Return the last lines of a worker's files, those already read and those still to be read."""
-    return [line for source in sources for line in _tail(source)][-LAST_LINES:]
+    """Return the last lines of a worker's files, those already read and those still to be read.
+
+    What the worker says it failed with is among them, however much its engine said meanwhile.
+    """
+    lines = [line for source in sources for line in _tail(source)]
+    failures = [line for line in lines if line.startswith(_FAILURE)][-1:]
+    kept = lines[-LAST_LINES:]
+    return kept if not failures or failures[0] in kept else [*kept[1:], *failures]
 
 
 def _tail(source: Source) -> list[str]:
@@ -33,8 +40,8 @@ def _tail(source: Source) -> list[str]:
 def last_failure(lines: list[str]) -> str:
     """Return the sentence in which a worker said what it failed with; empty when it said none."""
     for line in reversed(lines):
-        if line.startswith("worker_failed: "):
-            return line.removeprefix("worker_failed: ")
+        if line.startswith(_FAILURE):
+            return line.removeprefix(_FAILURE)
     return ""
 
 
@@ -47,11 +54,12 @@ def say_exit(
         Whether it stands: on a full disk it has to be told again.
     """
     fields: dict[str, Any] = msgspec.to_builtins(status)
+    said = last_failure(lines)
     known = {name: value for name, value in fields.items() if value is not None and value is not False}
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
         line = compose(
             "worker_exit",
-            f"The worker {status.describe()}.",
+            f"The worker {status.describe()}. {said}".rstrip(),
             level="info" if status.exit_code == 0 else "error",
             **known,
             last_lines=fitting(lines),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rbee import __version__
+from rbee.contracts.engine_settings import EngineSettings, load_engine_table
 from rbee.contracts.heartbeats import DeviceInfo, Heartbeat, MachineInfo, UnusableModel
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_id
@@ -79,6 +80,7 @@ class HiveService:
         directory = settings.models or home.root / "models"
         self.models = ModelStore(directory, max_bytes=settings.models_max_bytes, spared=self._spared_models)
         self.outbox = outbox
+        self.engines = load_engine_table(home.config)
         self._own_files = [outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)]
         self._link = link
         self._changed = asyncio.Event()
@@ -216,6 +218,8 @@ class HiveService:
             downloads=self._commands.downloads(),
             unusable_models=list(unusable),
             workers_max=self.settings.workers_max,
+            engines=self.engines.names(),
+            fetching_engines=self.engines.fetching(),
         )
 
     def _look_around(
@@ -258,15 +262,13 @@ class HiveService:
             await self.workers.until_ready(worker_id)
             return {"worker_id": worker_id, "hive_id": self.hive_id}
         await self._check_device(operation.device, operation.engine)
-        model = self.models.find(operation.model)
-        if model is None:
-            raise ModelNotFoundError(
-                f"{operation.model} is not on the disk of {self.hive_id}, or is no model file.",
-                remedy=f"Pull it first: rbee models pull {operation.model}.",
-            )
-        model = await self.models.facts(model)
-        self.models.note_use(model)
-        needed_bytes = self._check_memory(operation, model)
+        engine = self._check_engine(operation)
+        model = self._model_for(operation.model, engine)
+        needed_bytes = 0
+        if model.size_bytes:
+            model = await self.models.facts(model)
+            self.models.note_use(model)
+            needed_bytes = self._check_memory(operation, model)
         wanted = WorkerWanted(
             worker_id=worker_id,
             model=model,
@@ -278,11 +280,36 @@ class HiveService:
             engine=operation.engine,
             purpose=operation.purpose,
             memory_bytes=needed_bytes,
+            has_prefill=engine is None or engine.prefill,
+            ready_timeout_s=engine.ready_timeout_s if engine is not None else 0.0,
         )
         self.workers.check_new(worker_id)
         await job.update(worker_id=worker_id)
         await self.workers.start(wanted, self.hive_id)
         return {"worker_id": worker_id, "hive_id": self.hive_id}
+
+    def _check_engine(self, operation: WorkerSpawn) -> EngineSettings | None:
+        """Return the settings of the engine that is asked for, None for the built-in one."""
+        engine = self.engines.find(operation.engine)
+        if engine is not None and operation.purpose not in engine.purposes:
+            raise InvalidRequestError(
+                f"The engine {operation.engine} of {self.hive_id} is for {', '.join(engine.purposes)}, "
+                f"not for {operation.purpose}.",
+                param="purpose",
+            )
+        return engine
+
+    def _model_for(self, ref: str, engine: EngineSettings | None) -> LocalModel:
+        """Return the model's file; for an engine that fetches its models, the name it knows the model by."""
+        if engine is not None and not engine.needs_file:
+            return LocalModel(ref=ref, path=Path(ref.removeprefix("hf:")), size_bytes=0, sha256=None)
+        model = self.models.find(ref)
+        if model is None:
+            raise ModelNotFoundError(
+                f"{ref} is not on the disk of {self.hive_id}, or is no model file.",
+                remedy=f"Pull it first: rbee models pull {ref}.",
+            )
+        return model
 
     async def _check_device(self, device: str | None, engine: str) -> None:
         if device is None:

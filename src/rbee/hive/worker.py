@@ -67,6 +67,7 @@ class Worker:
             context_tokens=self.wanted.context_tokens,
             device=self.wanted.device,
             memory_bytes=self.wanted.memory_bytes,
+            has_prefill=self.wanted.has_prefill,
         )
 
     def mark_ready(self) -> None:

@@ -6,12 +6,18 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from rbee.contracts.engine_settings import BUILT_IN
 from rbee.contracts.heartbeats import Purpose
 from rbee.hive.catalog import LocalModel
 
 
 class WorkerWanted(Struct, frozen=True, kw_only=True):
-    """What worker to start, and in whose name its start-up story is told."""
+    """What worker to start, and in whose name its start-up story is told.
+
+    Attributes:
+        has_prefill: Its engine goes on from an assistant's message that stands last.
+        ready_timeout_s: Seconds its engine may take, where its configuration says.
+    """
 
     worker_id: str
     model: LocalModel
@@ -23,6 +29,8 @@ class WorkerWanted(Struct, frozen=True, kw_only=True):
     engine: str = "llama_cpp"
     purpose: Purpose = "generate"
     memory_bytes: int = 0
+    has_prefill: bool = True
+    ready_timeout_s: float = 0.0
 
 
 def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
@@ -33,6 +41,8 @@ def command_of(wanted: WorkerWanted, program: Path) -> list[str]:
         str(wanted.model.path),
         "--alias",
         wanted.model.ref,
+        *(["--engine", wanted.engine] if wanted.engine != BUILT_IN else []),
+        *(["--device", wanted.device] if wanted.device and wanted.engine != BUILT_IN else []),
         "--port",
         "0",
         "--slots",

@@ -17,9 +17,9 @@ from rbee.contracts.home import Home, read_ready_file
 from rbee.contracts.views import ReadyFile
 from rbee.errors import StartError
 from rbee.keeper.local_stack import console_script, last_lines
-from rbee.keeper.parent_death import dies_with_parent
 from rbee.keeper.render import Screen
 from rbee.keeper.server_output import DrawnOutput, readable
+from rbee.processes.parent_death import dies_with_parent
 
 _READY_S = 60.0
 _POLL_S = 0.02

@@ -14,6 +14,7 @@ from msgspec import Struct
 from rbee.errors import StartError
 from rbee.processes.child import Child, ExitStatus, adopt
 from rbee.processes.linux import require_linux
+from rbee.processes.parent_death import dies_with_parent
 from rbee.processes.procfs import read_process
 
 __all__ = ["Child", "ExitStatus", "ProcessSpec", "adopt", "spawn"]
@@ -28,6 +29,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
         stdout: The file its stdout is appended to, made when missing (0600).
         stderr: The file its stderr is appended to, made when missing (0600).
         cwd: The directory it starts in; ours when None.
+        parent_death_signal: What it is sent when the thread that starts it ends, however that comes about.
     """
 
     command: tuple[str, ...]
@@ -35,6 +37,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     stdout: Path
     stderr: Path
     cwd: Path | None = None
+    parent_death_signal: int | None = None
 
 
 def spawn(spec: ProcessSpec) -> Child:
@@ -74,6 +77,7 @@ def _output(path: Path) -> Iterator[int]:
 
 
 def _popen(spec: ProcessSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    number = spec.parent_death_signal
     try:
         return subprocess.Popen(
             spec.command,
@@ -84,6 +88,7 @@ def _popen(spec: ProcessSpec, stdout: int, stderr: int) -> subprocess.Popen[byte
             stderr=stderr,
             start_new_session=True,
             close_fds=True,
+            preexec_fn=None if number is None else dies_with_parent(number),
         )
     except (OSError, ValueError) as error:
         raise _start_error(spec, error) from error

@@ -71,7 +71,8 @@ class WorkerStarter:
             raise refusal.error()
         with scope(job_id=job_id) as here:
             correlation_id = here.correlation_id or ""
-            await self._bring_model(hive_id, wanted.model, job_id, correlation_id, say)
+            if wanted.engine not in self._book.hive(hive_id).heartbeat.fetching_engines:
+                await self._bring_model(hive_id, wanted.model, job_id, correlation_id, say)
             say(Phase.STARTING_WORKER)
             worker_id = wanted.worker_id or new_id("worker")
             ended = await self._workers.add(worker_id, hive_id, wanted.model, job_id, waiting)

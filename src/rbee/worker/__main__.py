@@ -40,7 +40,7 @@ def main(run: Run | None = None) -> NoReturn:
     code = INTERNAL_EXIT
     try:
         with scope(model=settings.shown_model):
-            code = _run(settings, sink, run or _run_llama_cpp)
+            code = _run(settings, sink, run or _run_engine)
     finally:
         if sys.exc_info()[0] is not None:
             traceback.print_exc(file=sys.stderr)
@@ -56,24 +56,12 @@ def _run(settings: WorkerSettings, sink: FileSink, run: Run) -> int:
     return 0
 
 
-def _run_llama_cpp(settings: WorkerSettings, sink: FileSink) -> None:
+def _run_engine(settings: WorkerSettings, sink: FileSink) -> None:
     # Only now, so that `--help` and a wrong flag answer at once.
-    from rbee.contracts.home import Home
-    from rbee.worker.engines.llama_cpp import EngineOptions, LlamaCpp
+    from rbee.worker.engines.choice import engine_of
     from rbee.worker.lifecycle import run_worker
 
-    options = EngineOptions(
-        model=settings.model,
-        alias=settings.shown_model,
-        directory=Home.at(settings.home).workers / settings.worker_id,
-        slots=settings.slots,
-        context_tokens=settings.context_tokens,
-        gpu_layers=settings.gpu_layers,
-        threads=settings.threads,
-        embedding=settings.embedding,
-        reranking=settings.reranking,
-    )
-    run_worker(settings, LlamaCpp(options), sink)
+    run_worker(settings, engine_of(settings), sink)
 
 
 def _say_failed(settings: WorkerSettings, error: RbeeError) -> None:

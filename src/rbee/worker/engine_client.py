@@ -1,7 +1,8 @@
-"""Ask the engine over its unix socket. Leaving a stream early closes its connection, which stops the engine."""
+"""Ask the engine over its socket. Leaving a stream early closes its connection, which stops the engine."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,14 +12,18 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from rbee.errors import RbeeError, WorkerError
-from rbee.worker.engine_errors import translate
+from rbee.errors import RbeeError, WorkerError, WorkerLostError
+from rbee.worker.engine_errors import no_route, translate
 from rbee.worker.engines import EngineAddress
 
 # A long prompt is worked through in silence; stalls are the queen's to notice.
 ENGINE_SILENCE_S = 3600.0
 CONNECT_S = 10.0
+# An engine that dies is seen to break off first.
+ENGINE_END_S = 1.0
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
+EVENT_STREAM = "text/event-stream"
+_NO_ROUTE = (404, 405)
 _MAX_ERROR_BYTES = 64 * 1024
 _LONG_BODY_BYTES = 512 * 1024
 
@@ -41,9 +46,11 @@ class EngineClient:
 
     def __init__(self, address: EngineAddress) -> None:
         """Make the client inside a running event loop; `close` it there."""
+        self.traits = address.traits
+        self._process = address.process
         self._session = aiohttp.ClientSession(
-            "http://engine",
-            connector=aiohttp.UnixConnector(path=address.socket_path, force_close=True, limit=0),
+            address.url,
+            connector=_connector(address),
             headers={"authorization": f"Bearer {address.key}", "content-type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ENGINE_SILENCE_S),
             skip_auto_headers=("accept-encoding", "user-agent"),
@@ -62,6 +69,8 @@ class EngineClient:
             RbeeError: The engine refused or failed, in the house's words.
         """
         async with self._asked("POST", path, body) as response:
+            if response.content_type != EVENT_STREAM:
+                raise WorkerError(f"The engine answered {path} with {response.content_type}, not with a stream.")
             yield response.content.iter_any()
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -74,7 +83,12 @@ class EngineClient:
             return await _read(response, MAX_ANSWER_BYTES)
 
     async def context_tokens(self) -> int | None:
-        """Ask how many tokens one request may use: what was asked for, or less where the model has less."""
+        """Ask how many tokens one request may use: what was asked for, or less where the model has less.
+
+        None where the engine does not tell.
+        """
+        if not self.traits.is_built_in:
+            return None
         models = msgspec.json.decode(await self.ask("GET", "/v1/models"))
         found: Any = models["data"][0].get("meta", {}).get("n_ctx")
         return found if isinstance(found, int) else None
@@ -99,29 +113,49 @@ class EngineClient:
                 self._props = _Props()
         return self._props
 
+    async def broken_off(self, how: str = "The engine broke off its answer.") -> RbeeError:
+        """Make the error of an answer that ended before it was whole; it is the engine's end that counts."""
+        if self._process is not None:
+            try:
+                async with asyncio.timeout(ENGINE_END_S):
+                    how = await self._process.ended()
+            except TimeoutError:
+                return WorkerError(how)
+            await asyncio.sleep(0)  # whoever watches over the engine hears of it first, and ends the worker
+            return WorkerLostError(how)
+        return WorkerError(how)
+
     @asynccontextmanager
     async def _asked(self, method: str, path: str, body: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             async with self._session.request(method, path, data=_payload(body)) as response:
                 try:
                     if response.status >= 400:
-                        raise await _refusal(response)
+                        raise await self._refusal(path, response)
                     yield response
                 finally:
                     response.close()
         except aiohttp.ServerTimeoutError as error:
             raise WorkerError("The engine was silent for too long.") from error
         except aiohttp.ClientError as error:
-            raise WorkerError(f"The engine broke off: {str(error) or type(error).__name__}.") from error
+            how = f"The engine broke off: {str(error) or type(error).__name__}."
+            raise await self.broken_off(how) from error
+
+    async def _refusal(self, path: str, response: aiohttp.ClientResponse) -> RbeeError:
+        if response.status in _NO_ROUTE and not self.traits.is_built_in:
+            return no_route(response.status, await _read(response, _MAX_ERROR_BYTES), path, self.traits.name)
+        return translate(response.status, await _read(response, _MAX_ERROR_BYTES))
+
+
+def _connector(address: EngineAddress) -> aiohttp.BaseConnector:
+    if address.socket_path:
+        return aiohttp.UnixConnector(path=address.socket_path, force_close=True, limit=0)
+    return aiohttp.TCPConnector(force_close=True, limit=0)
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
     """Give a long body to be sent in pieces: in one it would hold up the event loop."""
     return body if body is None or len(body) < _LONG_BODY_BYTES else io.BytesIO(body)
-
-
-async def _refusal(response: aiohttp.ClientResponse) -> RbeeError:
-    return translate(response.status, await _read(response, _MAX_ERROR_BYTES))
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

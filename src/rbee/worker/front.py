@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rbee.contracts.dialects import DIALECTS, Dialect
+from rbee.contracts.heartbeats import Purpose
 from rbee.errors import (
     AuthenticationError,
     InternalError,
@@ -30,17 +31,24 @@ from rbee.http.errors import ErrorShape
 from rbee.http.middleware import GuardMiddleware
 from rbee.http.routes import read_body
 from rbee.narration import FileSink, narrate, scope
+from rbee.worker.asking import named
 from rbee.worker.calls import Call, check_body, read_call, read_object
 from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.keep import TokenWriter, keep
 from rbee.worker.mending import MESSAGES, Mender, prepare, unheeded
-from rbee.worker.relay import relay_plain, relay_stream, relay_whole
+from rbee.worker.relay import relay_foreign_stream, relay_plain, relay_stream, relay_whole
 from rbee.worker.reply import Reply
 from rbee.worker.tally import Tally
 
-PLAIN_PATHS = frozenset({"/v1/embeddings", "/v1/rerank", "/v1/messages/count_tokens"})
+# What has no stream, and what a worker has to be started for to answer it.
+PURPOSES: dict[str, Purpose] = {
+    "/v1/embeddings": "embed",
+    "/v1/rerank": "rerank",
+    "/v1/messages/count_tokens": "generate",
+}
+_FOR = {"generate": "answers", "embed": "embeddings", "rerank": "rankings"}
 # No inference: they need no slot and have no closing line.
 ASIDE_PATHS = frozenset({"/tokenize", "/apply-template"})
 _REQUESTS = "/requests/"
@@ -81,11 +89,13 @@ class Front:
         sink: FileSink,
         worker_id: str,
         model: str,
+        purpose: Purpose = "generate",
     ) -> None:
         """Take what the requests share.
 
         Args:
-            model: What the engine calls its model.
+            model: The name the model is shown under, and the engine's own where it has no other.
+            purpose: What the engine was started for.
             kept: Waits for the tasks of kept requests, which no caller waits for.
             sink: The worker's stdout.
         """
@@ -94,13 +104,14 @@ class Front:
         self._kept = kept
         self._sink = sink
         self._worker_id = worker_id
-        self._model = model
+        self._model = engine.traits.model_name or model
+        self._purpose = purpose
         self._routes: dict[str, dict[str, _Answer]] = {
             "/livez": {"GET": self._livez},
             "/health": {"GET": self._livez},
             "/readyz": {"GET": self._readyz},
             "/v1/models": {"GET": self._models},
-            **{path: {"POST": self._infer} for path in [*DIALECTS, *PLAIN_PATHS]},
+            **{path: {"POST": self._infer} for path in [*DIALECTS, *PURPOSES]},
             **{path: {"POST": self._aside} for path in ASIDE_PATHS},
         }
 
@@ -163,6 +174,7 @@ class Front:
         path, call = request.scope["path"], closing.call
         dialect = DIALECTS.get(path)
         try:
+            self._check_purpose(PURPOSES.get(path, "generate"))
             asked = read_object(body)
             if dialect is not None:
                 check_body(asked, dialect)
@@ -199,6 +211,13 @@ class Front:
                 attempt=call.attempt,
             )
 
+    def _check_purpose(self, asked_for: Purpose) -> None:
+        if asked_for != self._purpose:
+            raise InvalidRequestError(
+                f"This worker was not started for {_FOR[asked_for]}, but for {_FOR[self._purpose]}.",
+                remedy="Ask the queen: she knows which worker is for what, and starts one where there is none.",
+            )
+
     def _work(
         self,
         path: str,
@@ -209,10 +228,16 @@ class Front:
         reply: Reply,
         mender: Mender,
     ) -> _Work:
+        is_built_in = self._engine.traits.is_built_in
         if dialect is None:
-            return partial(relay_plain, self._engine, path, asked, body, closing, reply, mender)
-        if asked.get("stream") is True:
+            plain = asked if is_built_in else named(asked, self._engine.traits)
+            if plain is not asked:
+                body = msgspec.json.encode(plain)
+            return partial(relay_plain, self._engine, path, plain, body, closing, reply, mender)
+        if asked.get("stream") is True and is_built_in:
             return partial(relay_stream, self._engine, dialect, body, closing, reply, mender)
+        if asked.get("stream") is True:
+            return partial(relay_foreign_stream, self._engine, dialect, asked, closing, reply, mender)
         return partial(relay_whole, self._engine, dialect, asked, closing, reply, mender)
 
     async def _accepted(self, call: Call, reply: Reply) -> None:

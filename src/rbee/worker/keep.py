@@ -12,11 +12,12 @@ from rbee.contracts.dialects import Channel, Chunk, Dialect
 from rbee.contracts.events import MAX_TOKEN_LINE_BYTES
 from rbee.errors import StorageFullError, WorkerError
 from rbee.narration import FileSink
+from rbee.worker.asking import as_stream, is_usage_alone, wants_usage
 from rbee.worker.calls import Call
 from rbee.worker.closing import Closing
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.mending import Mender
-from rbee.worker.reading import read_answer
+from rbee.worker.reading import Take, read_answer
 from rbee.worker.tally import Tally
 
 _encode = msgspec.json.Encoder().encode
@@ -134,6 +135,22 @@ async def keep(
 ) -> None:
     """Narrate the answer: one token line for each data frame of the engine."""
     closing.tally.frames = 0
-    asked = {**body, "stream": True, "timings_per_token": True}
-    await read_answer(engine, dialect, _encode(asked), closing.tally, writer.write)
+    if engine.traits.is_built_in:
+        asked = {**body, "stream": True, "timings_per_token": True}
+        await read_answer(engine, dialect, _encode(asked), closing.tally, writer.write)
+    else:
+        asked = as_stream(body, dialect, engine.traits)
+        await read_answer(engine, dialect, _encode(asked), closing.tally, _without_usage(body, writer))
     closing.completed()
+
+
+def _without_usage(body: dict[str, Any], writer: TokenWriter) -> Take:
+    """Leave out the chunk with the usage, which we asked for, where the caller did not."""
+    if wants_usage(body):
+        return writer.write
+
+    def take(data: bytes, chunk: Chunk) -> None:
+        if not is_usage_alone(chunk):
+            writer.write(data, chunk)
+
+    return take

@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvloop
 
+from rbee.contracts.engine_settings import BUILT_IN
 from rbee.contracts.home import Home
 from rbee.errors import StartError
 from rbee.http.serve import serving, url_of
@@ -19,7 +20,7 @@ from rbee.narration import FileSink, narrate, scope
 from rbee.processes.lease import LeaseThread
 from rbee.worker.desk import Desk
 from rbee.worker.engine_client import EngineClient
-from rbee.worker.engines import Engine, EngineAddress
+from rbee.worker.engines import Engine, EngineAddress, EngineProcess
 from rbee.worker.front import Front, front_app
 from rbee.worker.load_guard import Guarded, guarding, say_lease_lost
 from rbee.worker.settings import WorkerSettings
@@ -27,7 +28,10 @@ from rbee.worker.settings import WorkerSettings
 DRAIN_S = 5.0
 # Uvicorn waits for open responses; the desk stops theirs before.
 _CLOSE_S = 8
+# With the drain before it, less than a hive gives a worker to stop.
+ENGINE_STOP_GRACE_S = 3.0
 _LEASE_LOST_EXIT = 1
+_ENGINE_LOST_EXIT = 1
 
 
 def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None:
@@ -40,7 +44,7 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
     with _story(settings):
         narrate(
             "worker_startup",
-            f"Starting a worker for {settings.shown_model}: {_slots(settings.slots)}, "
+            f"Starting a worker for {settings.shown_model}{_on(settings)}: {_slots(settings.slots)}, "
             f"{settings.context_tokens} tokens of context for each request.",
             engine=engine.name,
             engine_version=engine.version,
@@ -49,7 +53,7 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
             pid=os.getpid(),
         )
         sock = _bind(settings.port)
-        _start_lease(settings)
+        _start_lease(settings, engine)
         started_s = time.monotonic()
         address = _load(settings, engine, sink)
         load_s = round(time.monotonic() - started_s, 3)
@@ -59,7 +63,7 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
 def _load(settings: WorkerSettings, engine: Engine, sink: FileSink) -> EngineAddress:
     size = settings.model.stat().st_size if settings.model.is_file() else None
     narrate("worker_load_model", f"Loading {settings.shown_model}.", size_bytes=size)
-    if settings.hive_id is None:
+    if settings.hive_id is None or not engine.holds_threads:
         return engine.load()
     guarded = Guarded(
         pid=os.getpid(),
@@ -78,7 +82,7 @@ async def _serve(
     stop = _stop_signal(by_hand=settings.hive_id is None)
     client, desk = EngineClient(address), Desk(settings.slots)
     try:
-        async with asyncio.TaskGroup() as kept:
+        async with _ending_with(address.process), asyncio.TaskGroup() as kept:
             front = Front(
                 engine=client,
                 desk=desk,
@@ -86,6 +90,7 @@ async def _serve(
                 sink=sink,
                 worker_id=settings.worker_id,
                 model=settings.shown_model,
+                purpose=settings.purpose,
             )
             told = await client.context_tokens() or settings.context_tokens
             context_tokens = min(told, settings.context_tokens)  # one that embeds tells the room of all its slots
@@ -100,6 +105,27 @@ async def _serve(
                 kept.create_task(desk.drain(DRAIN_S))
     finally:
         await client.close()
+        if address.process is not None:
+            await address.process.stop(ENGINE_STOP_GRACE_S)
+
+
+@asynccontextmanager
+async def _ending_with(process: EngineProcess | None) -> AsyncIterator[None]:
+    """End the worker when its engine ends: what the engine had to do goes to another worker."""
+    watching = asyncio.ensure_future(_end_with(process)) if process is not None else None
+    try:
+        yield
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _end_with(process: EngineProcess) -> None:
+    """End at once: whatever else is said of a request would end it here, and it is to go on elsewhere."""
+    how = await process.ended()
+    narrate("worker_failed", f"{how} Without it, this worker ends.", level="error")
+    os._exit(_ENGINE_LOST_EXIT)
 
 
 def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, load_s: float) -> None:
@@ -142,13 +168,14 @@ def _bind(port: int) -> socket.socket:
     return sock
 
 
-def _start_lease(settings: WorkerSettings) -> None:
+def _start_lease(settings: WorkerSettings, engine: Engine) -> None:
     """Live no longer than the hive, and a lease; a worker started by hand has no hive."""
     if settings.hive_id is None:
         return
 
     def leave() -> None:
         say_lease_lost(settings.worker_lease_s)
+        engine.kill()
         os._exit(_LEASE_LOST_EXIT)
 
     LeaseThread(Home(settings.home.absolute()).hive_lock, settings.worker_lease_s, leave).start()
@@ -162,6 +189,10 @@ def _stop_signal(*, by_hand: bool) -> asyncio.Event:
     if by_hand:
         loop.add_signal_handler(signal.SIGINT, event.set)
     return event
+
+
+def _on(settings: WorkerSettings) -> str:
+    return "" if settings.engine == BUILT_IN else f" on {settings.engine}"
 
 
 def _slots(count: int) -> str:

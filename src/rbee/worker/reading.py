@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from rbee.contracts.dialects import DONE, Chunk, Dialect
 from rbee.contracts.frames import FrameSplitter, frames_data
-from rbee.errors import RbeeError, WorkerError
+from rbee.errors import WorkerError
 from rbee.worker.engine_client import EngineClient
-from rbee.worker.engine_errors import translate_error
+from rbee.worker.engine_errors import error_in, translate_error
 from rbee.worker.tally import Tally
 
 Take = Callable[[bytes, Chunk], None]
@@ -19,8 +19,18 @@ Take = Callable[[bytes, Chunk], None]
 _decode = msgspec.json.Decoder().decode
 
 
-async def read_answer(engine: EngineClient, dialect: Dialect, body: bytes, tally: Tally, take: Take) -> None:
+async def read_answer(
+    engine: EngineClient,
+    dialect: Dialect,
+    body: bytes,
+    tally: Tally,
+    take: Take,
+    flush: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Ask for a stream, count it, and hand on each of its chunks as bytes and decoded.
+
+    Args:
+        flush: Called after each part of the stream, when its chunks were handed on.
 
     Raises:
         RbeeError: The engine refused, failed or broke off, or `take` raised it.
@@ -28,15 +38,31 @@ async def read_answer(engine: EngineClient, dialect: Dialect, body: bytes, tally
     splitter = FrameSplitter()
     async with engine.stream(dialect.path, body) as parts:
         async for part in parts:
-            for data in frames_data(splitter.feed(part)):
-                tally.note_arrival()
-                if data == DONE:
-                    return
-                chunk = decode_chunk(data)
-                _count_and_hand_on(chunk, data, tally, take)
-                if chunk.get("type") in dialect.last_types:
-                    return
-    raise broken_off()
+            if _read_frames(splitter.feed(part), dialect, tally, take):
+                return
+            if flush is not None:
+                await flush()
+        if not engine.traits.is_built_in and _is_whole(splitter, dialect, tally, take):
+            return
+    raise await engine.broken_off()
+
+
+def _read_frames(whole: bytes, dialect: Dialect, tally: Tally, take: Take) -> bool:
+    """Hand on the chunks of some whole frames; tell whether the answer's last one was among them."""
+    for data in frames_data(whole):
+        tally.note_arrival()
+        if data == DONE:
+            return True
+        chunk = decode_chunk(data)
+        _count_and_hand_on(chunk, data, tally, take)
+        if chunk.get("type") in dialect.last_types:
+            return True
+    return False
+
+
+def _is_whole(splitter: FrameSplitter, dialect: Dialect, tally: Tally, take: Take) -> bool:
+    """Tell whether an answer is whole although no last frame came: some servers end it with its finish reason."""
+    return _read_frames(splitter.feed(b"\n\n"), dialect, tally, take) or tally.finish_reason is not None
 
 
 def decode_chunk(data: bytes) -> Chunk:
@@ -51,8 +77,8 @@ def decode_chunk(data: bytes) -> Chunk:
         raise WorkerError("The engine sent a chunk that is not JSON.") from error
     if not isinstance(chunk, dict):
         return {}
-    if isinstance(chunk.get("error"), dict):
-        raise translate_error(chunk["error"])
+    if (told := error_in(chunk)) is not None:
+        raise translate_error(told)
     return chunk
 
 
@@ -65,11 +91,6 @@ def observe_frames(whole: bytes, tally: Tally) -> None:
     for data in frames_data(whole):
         if data != DONE:
             _count_and_hand_on(decode_chunk(data), data, tally)
-
-
-def broken_off() -> RbeeError:
-    """Make the error of a stream that ended before its answer did."""
-    return WorkerError("The engine broke off its answer.")
 
 
 def _count_and_hand_on(chunk: Chunk, data: bytes, tally: Tally, take: Take | None = None) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.dialects import Dialect
+from rbee.contracts.dialects import DONE, Chunk, Dialect
 from rbee.contracts.frames import FrameSplitter, line_start
-from rbee.errors import WorkerError
+from rbee.errors import RbeeError, WorkerError
+from rbee.worker.asking import as_stream, canonical_frame, is_usage_alone, wants_usage
 from rbee.worker.closing import Closing
 from rbee.worker.engine_client import EngineClient
 from rbee.worker.mending import Mender
-from rbee.worker.reading import broken_off, observe_frames, read_answer
+from rbee.worker.reading import observe_frames, read_answer
 from rbee.worker.reply import Reply
 from rbee.worker.vectors import shortened, wanted_of
 
@@ -57,7 +58,7 @@ async def relay_stream(
                 return
             if mended := mender.frames(whole):
                 await reply.write(mended)
-    raise broken_off()
+    raise await engine.broken_off()
 
 
 async def relay_whole(
@@ -65,11 +66,50 @@ async def relay_whole(
 ) -> None:
     """Ask for a stream, so that the engine stops when the caller leaves, and answer with what it makes."""
     assembler = dialect.assembler()
-    asked = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": True}
+    asked = as_stream(body, dialect, engine.traits)
     await read_answer(engine, dialect, _encode(asked), closing.tally, lambda _, chunk: assembler.add(chunk))
     answer = _encode(mender.whole(assembler.result()))
     closing.completed()
     await reply.whole(answer)
+
+
+async def relay_foreign_stream(
+    engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, reply: Reply, mender: Mender
+) -> None:
+    """Pass on the frames of an engine that is not built in, each in the one form that everybody reads.
+
+    What the caller did not ask for, its usage, is asked for all the same, and not passed on.
+
+    Raises:
+        RbeeError: The engine refused, failed or broke off; what was whole before has been sent.
+    """
+    hides_usage = not wants_usage(body)
+    ready = bytearray()
+
+    def take(data: bytes, chunk: Chunk) -> None:
+        if not (hides_usage and is_usage_alone(chunk)):
+            mended = mender.chunk(chunk)
+            ready.extend(canonical_frame(data if mended is chunk else _encode(mended), mended, dialect))
+
+    async def flush() -> None:
+        if ready and not reply.is_started:
+            await reply.start_stream()
+        if ready:
+            await reply.write(bytes(ready))
+            ready.clear()
+
+    asked = _encode(as_stream(body, dialect, engine.traits))
+    try:
+        await read_answer(engine, dialect, asked, closing.tally, take, flush)
+    except RbeeError:
+        await flush()  # what came with it
+        raise
+    closing.completed()
+    if not dialect.last_types:
+        ready.extend(b"data: " + DONE + b"\n\n")
+    if not reply.is_started:
+        await reply.start_stream()
+    await reply.end(bytes(ready))
 
 
 class _Used(Struct):

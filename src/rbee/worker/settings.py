@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
+from rbee.contracts.engine_settings import BUILT_IN
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.ids import is_correlation_id, new_id
 from rbee.contracts.settings import Settings
 from rbee.errors import ConfigurationError
@@ -24,8 +26,10 @@ class WorkerSettings(Settings, kw_only=True, frozen=True):
     """One loaded model behind one port of this machine.
 
     Attributes:
-        model: Path of the .gguf file to load.
+        model: Path of the file to load, or the name by which the engine fetches the model.
         alias: Name the model is shown under; the file's name without one.
+        engine: What runs it: llama_cpp, or an engine of rbee.toml ([engines.NAME]).
+        device: The device an engine of rbee.toml is told of, such as cuda:0.
         port: Port on 127.0.0.1; 0 takes any free one.
         slots: How many requests are answered at the same time.
         context_tokens: Tokens that one request may use, prompt and answer together.
@@ -45,11 +49,13 @@ class WorkerSettings(Settings, kw_only=True, frozen=True):
     env: ClassVar[dict[str, str]] = {"job_id": "JOB_ID", "correlation_id": "CORRELATION_ID"}
     secrets: ClassVar[frozenset[str]] = frozenset({"worker_token"})
     flags_only: ClassVar[frozenset[str]] = frozenset(
-        {"home", "model", "alias", "port", "hive_id", "worker_id", "job_id", "correlation_id"}
+        {"home", "model", "alias", "engine", "device", "port", "hive_id", "worker_id", "job_id", "correlation_id"}
     )
 
     model: Path = Path()
     alias: Annotated[str, Meta(max_length=1024)] = ""
+    engine: str = BUILT_IN
+    device: str | None = None
     port: Port = 0
     slots: Slots = 4
     context_tokens: Tokens = 4096
@@ -85,6 +91,11 @@ class WorkerSettings(Settings, kw_only=True, frozen=True):
             raise ConfigurationError("A worker is for embeddings or for reranking, not both.")
         if self.correlation_id is not None and not is_correlation_id(self.correlation_id):
             raise ConfigurationError("CORRELATION_ID is no correlation id.")
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the model is loaded for."""
+        return "embed" if self.embedding else "rerank" if self.reranking else "generate"
 
     @property
     def shown_model(self) -> str:

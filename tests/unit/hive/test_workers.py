@@ -212,6 +212,20 @@ async def test_end_keeps_its_sizes_however_long_the_last_lines_are(hive: Hive) -
     assert len(told["fields"]["last_lines"]) > 2
 
 
+async def test_last_lines_hold_what_the_worker_failed_with_however_much_its_engine_said(hive: Hive) -> None:
+    """The engine's words are many, and stand in the other file."""
+    chatter = "print('chatter\\n' * 50 + 'chatter', end='', file=sys.stderr)"
+    with pytest.raises(WorkerError, match="The oven is cold"):
+        await hive.workers.start(
+            hive.wanted(f"say('worker_failed', 'The oven is cold.')\n{chatter}\nsys.exit(3)"), HIVE
+        )
+
+    [told] = hive.exits()
+    assert told["fields"]["last_lines"][-2:] == ["chatter", "worker_failed: The oven is cold."]
+    assert len(told["fields"]["last_lines"]) == 20
+    assert told["message"] == "The worker ended with exit code 3. The oven is cold."
+
+
 async def test_worker_that_is_not_ready_in_time_is_stopped(tmp_path: Path) -> None:
     async with hive_of(tmp_path, load_timeout_s=1.0) as hive:
         wanted = hive.wanted("say('worker_load_model')\nwait()")

@@ -5,8 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rbee.errors import ContextExceededError, InvalidRequestError, RbeeError, UnavailableError, WorkerError
-from rbee.worker.engine_errors import narrated_message, translate
+from rbee.errors import (
+    ContextExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    RbeeError,
+    UnavailableError,
+    WorkerError,
+)
+from rbee.worker.engine_errors import narrated_message, no_route, translate
 
 
 def engine_answer(status: int, kind: str, message: str, **more: object) -> bytes:
@@ -70,7 +77,7 @@ def test_missing_purpose_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"text"}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":""}', b"\xff", b"a" * 2000, b"a\x1b[31mb"])
 def test_answer_of_no_known_form_is_a_failure(body: bytes) -> None:
     """Nothing is taken for granted about what an engine sends."""
     error = translate(500, body)
@@ -87,3 +94,61 @@ def test_narrated_message_has_nothing_the_engine_quoted() -> None:
     said = "Unknown word 'a long piece of somebody\"s prompt here'"
     error = translate(400, engine_answer(400, "invalid_request_error", said))
     assert narrated_message(error) == "Unknown word …"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error":"no such word"}', "no such word"),
+        (b'{"detail":"no such word"}', "no such word"),
+        (b'{"object":"error","message":"no such word","code":400}', "no such word"),
+        (b"no such word\n", "no such word"),
+        (
+            b'{"detail":[{"loc":["body","messages"],"msg":"Field required","input":{"prompt":"canary"}}]}',
+            "body.messages: Field required",
+        ),
+    ],
+)
+def test_errors_of_other_servers_are_read(body: bytes, said: str) -> None:
+    """Each has a form of its own; what was given in the wrong field is never repeated."""
+    error = translate(400, body)
+    assert type(error) is InvalidRequestError
+    assert error.message == said
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b'{"detail":"Not Found"}',
+        b"404 page not found\n",
+        b'{"error":{"message":"File Not Found"}}',
+        b"<html>",
+    ],
+)
+def test_route_that_an_engine_lacks_is_told_so(body: bytes) -> None:
+    """The engine is named, and the route."""
+    error = no_route(404, body, "/v1/responses", "cook")
+    assert type(error) is NotFoundError
+    assert error.message == "The engine cook does not offer /v1/responses."
+
+
+def test_404_for_another_reason_keeps_it() -> None:
+    """The route is there, the model is not."""
+    body = engine_answer(404, "NotFoundError", "The model `a` does not exist.")
+    error = no_route(404, body, "/v1/chat/completions", "cook")
+    assert type(error) is InvalidRequestError
+    assert error.message == "The model `a` does not exist."
+
+
+def test_template_that_refuses_is_named_and_quotes_nothing_in_narration() -> None:
+    """Its own words may repeat a message."""
+    said = (
+        "Unable to generate parser for this template. Automatic parser generation failed: \n---\n"
+        "While executing CallExpression at line 1\nError: Jinja Exception: Only two messages, not canary"
+    )
+    error = translate(400, engine_answer(400, "invalid_request_error", said))
+    assert type(error) is InvalidRequestError
+    sentence = "The model's chat template does not take these messages"
+    assert error.message == f"{sentence}: Only two messages, not canary"
+    assert narrated_message(error) == f"{sentence}."

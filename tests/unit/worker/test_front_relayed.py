@@ -206,7 +206,7 @@ async def test_engine_that_is_gone_is_a_502(tmp_path: Path) -> None:
 async def test_embeddings_pass_as_they_are(tmp_path: Path) -> None:
     """One plain answer, counted by its usage."""
     answer = msgspec.json.encode({"data": [], "usage": {"prompt_tokens": 4, "total_tokens": 4}})
-    async with stage(tmp_path, Script(parts=[answer], media="application/json")) as worker:
+    async with stage(tmp_path, Script(parts=[answer], media="application/json"), purpose="embed") as worker:
         async with worker.session.post("/v1/embeddings", json={"input": "a"}) as response:
             assert await response.read() == answer
         assert (await worker.closing())["fields"]["prompt_tokens"] == 4

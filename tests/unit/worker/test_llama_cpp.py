@@ -59,6 +59,21 @@ def test_pooling_is_found_in_the_header(tmp_path: Path) -> None:
             "The model cannot be loaded: the file is damaged or not one for this engine "
             "(gguf_init_from_reader: failed to read key-value pairs).",
         ),
+        (
+            "0.1 E llama_model_load: error loading model: mmap failed: Cannot allocate memory\n",
+            "The model cannot be loaded: the memory does not suffice for it and its context.",
+        ),
+        (
+            "0.1 E common_chat_templates_init: error: parser: Parser Error: Expected }} (Got )\n0.2 E later\n",
+            "The model cannot be loaded: the chat template in its file cannot be used "
+            "(parser: Parser Error: Expected }} (Got )).",
+        ),
+        (
+            "0.1 E srv  init: chat template parsing error: Unable to generate parser for this template. \n---\n"
+            "While executing CallExpression\nError: Jinja Exception: no tea here\n0.2 E srv  init: advice\n",
+            "The model cannot be loaded: the chat template in its file cannot be used "
+            "(Jinja Exception: no tea here).",
+        ),
         ("", "The model cannot be loaded; the engine's own words stand on the worker's stderr."),
     ],
 )

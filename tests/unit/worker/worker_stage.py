@@ -14,12 +14,13 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
+from rbee.contracts.heartbeats import Purpose
 from rbee.http.serve import bind, serving, url_of
 from rbee.narration import FileSink, configure
 from rbee.narration.testing import captured_narration
 from rbee.worker.desk import Desk
 from rbee.worker.engine_client import EngineClient
-from rbee.worker.engines import EngineAddress
+from rbee.worker.engines import EngineAddress, EngineTraits
 from rbee.worker.front import Front, front_app
 
 TOKEN = "the-token"
@@ -28,6 +29,8 @@ WORKER_ID = "worker-00000000000000000000000000"
 WAIT_S = 10.0
 CHAT = "/v1/chat/completions"
 ASKED = {"messages": [{"role": "user", "content": "the-prompt-canary"}]}
+BUILT_IN = EngineTraits()
+OTHER = EngineTraits(name="cook", is_built_in=False, model_name="cooks-name")
 TIMINGS = {"cache_n": 1, "prompt_n": 2, "predicted_n": 2, "predicted_per_second": 50.0}
 
 
@@ -133,14 +136,22 @@ class Stage(Struct, kw_only=True):
 
 @asynccontextmanager
 async def stage(
-    tmp_path: Path, *scripts: Script, slots: int = 1, sink_path: str | None = None
+    tmp_path: Path,
+    *scripts: Script,
+    slots: int = 1,
+    sink_path: str | None = None,
+    traits: EngineTraits = BUILT_IN,
+    purpose: Purpose = "generate",
 ) -> AsyncIterator[Stage]:
-    """Serve a front before an engine that plays `scripts`; token lines go to `sink_path` where it is given."""
-    engine, socket_path, output = ScriptedEngine(list(scripts)), str(tmp_path / "e.sock"), tmp_path / "stdout"
-    server = await asyncio.start_unix_server(engine.handle, socket_path)
+    """Serve a front before an engine that plays `scripts`; token lines go to `sink_path` where it is given.
+
+    An engine that is not built in listens on a port.
+    """
+    engine, output = ScriptedEngine(list(scripts)), tmp_path / "stdout"
+    server, address = await _listen(engine, tmp_path / "e.sock", traits)
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     token_fd = os.open(sink_path, os.O_WRONLY) if sink_path else fd
-    client, desk = EngineClient(EngineAddress(socket_path, "engine-key")), Desk(slots)
+    client, desk = EngineClient(address), Desk(slots)
     sock = bind("127.0.0.1", 0, is_port_asked_for=True)
     headers = {"authorization": f"Bearer {TOKEN}"}
     try:
@@ -154,6 +165,7 @@ async def stage(
                     sink=FileSink(token_fd),
                     worker_id=WORKER_ID,
                     model=MODEL,
+                    purpose=purpose,
                 )
                 async with (
                     serving(front_app(front, TOKEN), sock, stop_grace_s=5),
@@ -167,3 +179,14 @@ async def stage(
         server.close()
         for one in {fd, token_fd}:
             os.close(one)
+
+
+async def _listen(
+    engine: ScriptedEngine, socket_path: Path, traits: EngineTraits
+) -> tuple[asyncio.Server, EngineAddress]:
+    if traits.is_built_in:
+        server = await asyncio.start_unix_server(engine.handle, socket_path)
+        return server, EngineAddress(str(socket_path), "engine-key")
+    server = await asyncio.start_server(engine.handle, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    return server, EngineAddress("", "engine-key", f"http://{host}:{port}", traits)

@@ -45,6 +45,9 @@ def spawn_worker(
     slots: Annotated[int | None, typer.Option(metavar="N", help="How many answers at once (4).")] = None,
     context_tokens: Annotated[int | None, typer.Option(metavar="N", help="Context of one answer (4096).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, …")] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="llama_cpp, or an engine of the hive's rbee.toml.")
+    ] = None,
     keep_alive: Annotated[
         float | None, typer.Option(metavar="S", help="Idle seconds until it stops; -1: never.")
     ] = None,
@@ -61,6 +64,7 @@ def spawn_worker(
         "slots": slots,
         "context_tokens": context_tokens,
         "device": device,
+        "engine": engine,
         "keep_alive": keep_alive,
     }
     settings = context.obj.settings()

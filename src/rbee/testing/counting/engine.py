@@ -41,6 +41,7 @@ class CountingEngine:
 
     name = "counting"
     version = "1"
+    holds_threads = True
 
     def __init__(self, options: CountingOptions, behaviour: Behaviour, acts: Acts) -> None:
         self._options = options
@@ -62,6 +63,9 @@ class CountingEngine:
         threading.Thread(target=lambda: asyncio.run(self._serve(path, listening)), daemon=True).start()
         listening.wait()
         return EngineAddress(path, self._key)
+
+    def kill(self) -> None:
+        """Do nothing: it runs in this process."""
 
     def _fail(self) -> None:
         match self._behaviour.load:

@@ -5,7 +5,6 @@ The server is never torn down: that waits for what it generates, half a minute a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
@@ -17,16 +16,22 @@ from msgspec import Struct
 
 from rbee.errors import ModelInvalidError, StartError
 from rbee.worker.engines import EngineAddress
+from rbee.worker.engines.socket_place import socket_place
+from rbee.worker.engines.stderr_tail import stderr_since, stderr_size
 
-SOCKET_NAME = "engine.sock"
 GGUF_MAGIC = b"GGUF"
 # A caller that leaves is noticed between two batches, so they are kept short.
 BATCH_TOKENS = 512
 PROMPT_CACHE_MIB = 256
 _HEADER_BYTES = 1024 * 1024
-_STDERR_TAIL_BYTES = 16 * 1024
 _MEMORY = re.compile(
-    r"bad_alloc|out of memory|failed to allocate|unable to allocate|failed to create (?:llama_)?context", re.I
+    r"bad_alloc|out of memory|failed to allocate|unable to allocate|cannot allocate memory|"
+    r"insufficient memory|failed to create (?:llama_)?context",
+    re.IGNORECASE,
+)
+# The last line of its complaint is the cause.
+_TEMPLATE = re.compile(
+    r"chat_templates_init: error: (.*)|chat template parsing error: (?:.*\nError: )?(.*)", re.DOTALL
 )
 _COMPLAINT = re.compile(r"^[\d.]+ E (.*)$", re.MULTILINE)
 
@@ -68,11 +73,11 @@ class LlamaCpp:
     """One model in llama.cpp's own server."""
 
     name = "llama_cpp"
+    holds_threads = True
 
     def __init__(self, options: EngineOptions) -> None:
         """Take what to load; nothing is touched before `load`."""
         self._options = options
-        self._directory_fd = -1
         self._server: Any = None
 
     @property
@@ -84,33 +89,21 @@ class LlamaCpp:
         """Load the model; blocks every thread of the process (the engine keeps Python's lock meanwhile)."""
         xllamacpp = _xllamacpp()
         check_model_file(self._options.model)
-        socket_path, key = self._socket(), secrets.token_hex(32)
+        socket_path, key = socket_place(self._options.directory), secrets.token_hex(32)
         parameters = self._parameters(xllamacpp)
         parameters.hostnames = [socket_path]
         parameters.api_keys = [key]
-        said_before = _stderr_size()
+        said_before = stderr_size()
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
             if not os.path.exists(socket_path):
                 raise StartError(f"The engine cannot listen on a socket in {self._options.directory}.") from error
-            raise ModelInvalidError(why_not_loaded(_stderr_since(said_before))) from error
+            raise ModelInvalidError(why_not_loaded(stderr_since(said_before))) from error
         return EngineAddress(socket_path, key)
 
-    def _socket(self) -> str:
-        """Return the socket's path by a directory descriptor: a unix socket's path may have 107 bytes only."""
-        directory = self._options.directory
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory.chmod(0o700)
-            self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
-        except OSError as error:
-            raise StartError(
-                f"The worker's directory {directory} cannot be used: {error.strerror or error}."
-            ) from error
-        return f"/proc/self/fd/{self._directory_fd}/{SOCKET_NAME}"
+    def kill(self) -> None:
+        """Do nothing: it runs in this process."""
 
     def _parameters(self, xllamacpp: Any) -> Any:
         options = self._options
@@ -187,6 +180,10 @@ def why_not_loaded(engine_words: str) -> str:
     """Make one plain sentence of what the engine said before it gave up."""
     if _MEMORY.search(engine_words):
         return "The model cannot be loaded: the memory does not suffice for it and its context."
+    template = _TEMPLATE.search(engine_words)
+    if template is not None:
+        said = (template[1] or template[2] or "").partition("\n")[0].strip().rstrip(".")[:300]
+        return f"The model cannot be loaded: the chat template in its file cannot be used ({said})."
     complaint = _COMPLAINT.search(engine_words)
     if complaint is None:
         return "The model cannot be loaded; the engine's own words stand on the worker's stderr."
@@ -198,21 +195,3 @@ def _has_gpu(xllamacpp: Any) -> bool:
     kinds = xllamacpp.ggml_backend_dev_type
     gpus = {kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU}
     return any(device["type"] in gpus for device in xllamacpp.get_device_info())
-
-
-def _stderr_size() -> int | None:
-    """Return how much stands in our stderr, where that is a file."""
-    found = os.fstat(2)
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _stderr_since(start: int | None) -> str:
-    """Return what was written to our stderr since; nothing where it is no file that can be read."""
-    if start is None:
-        return ""
-    try:
-        with open("/proc/self/fd/2", "rb") as file:
-            file.seek(start)
-            return file.read(_STDERR_TAIL_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rbee.keeper.parent_death import dies_with_parent
+from rbee.processes.parent_death import dies_with_parent
 
 PARENT = """
 import subprocess, sys
-from rbee.keeper.parent_death import dies_with_parent
+from rbee.processes.parent_death import dies_with_parent
 child = "import signal; print('here', flush=True); signal.pause()"
 subprocess.Popen([sys.executable, "-c", child], preexec_fn=dies_with_parent(), start_new_session=True)
 sys.stdin.read()

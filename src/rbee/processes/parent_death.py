@@ -12,8 +12,8 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 
 
-def dies_with_parent() -> Callable[[], None] | None:
-    """Return what a child does before its program starts: ask for SIGTERM when its parent dies.
+def dies_with_parent(number: int = signal.SIGTERM) -> Callable[[], None] | None:
+    """Return what a child does before its program starts: ask for a signal (SIGTERM) when its parent dies.
 
     The kernel sends that signal when the *thread* ends that made the child: call this, and start the child, in
     the main thread. None where there is no such signal.
@@ -29,7 +29,7 @@ def dies_with_parent() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def before_exec() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:  # it died before it could be noticed
             os._exit(1)
 
