@@ -84,7 +84,7 @@ async def test_vectors_are_asked_as_numbers_where_they_are_shortened(tmp_path: P
     """And given in the encoding that the caller asked for."""
     answer = b'{"data":[{"embedding":[3.0,4.0,12.0],"index":0}],"usage":{"prompt_tokens":2}}'
     asked = {"input": "a", "dimensions": 2, "encoding_format": "base64"}
-    async with stage(tmp_path, Script(parts=[answer], media=JSON)) as worker:
+    async with stage(tmp_path, Script(parts=[answer], media=JSON), purpose="embed") as worker:
         async with worker.session.post("/v1/embeddings", json=asked) as response:
             told = msgspec.json.decode(await response.read())
         assert worker.engine.asked == [{**asked, "encoding_format": "float"}]
