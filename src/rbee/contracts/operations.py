@@ -103,12 +103,14 @@ class ApiCall(Generation, frozen=True):
     Attributes:
         path: The route.
         purpose: What a worker has to be started for to answer it.
+        keep_alive: Seconds the worker may be idle afterwards, negative for ever.
         parameters: What is asked, without what is asked about: no prompt, no messages, no tools.
         request: The whole body of a call that is kept; of a relayed one nothing but the parameters is.
     """
 
     path: ClassVar[str]
     purpose: ClassVar[Purpose] = "generate"
+    keep_alive: KeepAlive | None = None
     parameters: dict[str, Any] = {}
     request: dict[str, Any] | None = None
 

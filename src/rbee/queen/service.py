@@ -83,7 +83,7 @@ class QueenService:
         }
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
         self.kept_calls = KeptCalls(registry)
-        self.relay = Relay(self.runner, dispatcher, worker_api, answering)
+        self.relay = Relay(self.runner, workers, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(book, workers, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle)
         self._old_requests = OldRequests(book, workers, worker_api)
         limits = Limits(
