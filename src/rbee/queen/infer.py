@@ -89,7 +89,7 @@ class KeptAnswers:
 
         When the queen ends, the worker keeps its place: it goes on, and what comes of it meanwhile is the job's.
         """
-        if isinstance(job.operation, Infer):
+        if isinstance(job.operation, Infer | ApiCall):
             self._workers.ask_keep_alive(placement.worker_id, job.operation.keep_alive)
         try:
             if not placement.closing.done() and await self._workers.has_ended(placement.worker_id):

@@ -41,7 +41,7 @@ from rbee.queen.passing import Passing
 from rbee.queen.said import Said
 from rbee.queen.splice import Splice, story_of
 from rbee.queen.worker_api import WorkerApi
-from rbee.queen.workers import Placement
+from rbee.queen.workers import Placement, WorkerBook
 
 COMMENT_EVERY_S = 10.0
 STOPPING_S = 0.25
@@ -51,9 +51,15 @@ class Relay:
     """Runs relayed calls."""
 
     def __init__(
-        self, runner: JobRunner, dispatcher: Dispatcher, worker_api: WorkerApi, answering: Answering
+        self,
+        runner: JobRunner,
+        workers: WorkerBook,
+        dispatcher: Dispatcher,
+        worker_api: WorkerApi,
+        answering: Answering,
     ) -> None:
         self.runner = runner
+        self._workers = workers
         self._dispatcher = dispatcher
         self._worker_api = worker_api
         self._answering = answering
@@ -104,6 +110,7 @@ class Relay:
             if not isinstance(failed.cause, NOT_STARTED):
                 raise failed.cause from failed
             return Loss(failed.cause)
+        self._workers.ask_keep_alive(placement.worker_id, call.operation.keep_alive)
         try:
             self._answering.check_prefill(placement, said, lost.error if lost is not None else None)
             body = call.body

@@ -93,7 +93,7 @@ class QueenService:
         }
         self.runner = JobRunner(registry, actor="queen", owner=boot_id, handlers=handlers)
         self.kept_calls = KeptCalls(registry)
-        self.relay = Relay(self.runner, dispatcher, worker_api, answering)
+        self.relay = Relay(self.runner, workers, dispatcher, worker_api, answering)
         self._idle = IdleWorkers(
             book, workers, models=self.models, keep_alive_s=settings.keep_alive_s, stop=self._stop_idle
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from rbee.contracts.operations import ChatCompletion, Completion
 from rbee.queen import answering, callers, patience
+from rbee.queen.callers import Call, Caller
 from tests.unit.queen.queen_stage import MODEL, closing, token
 from tests.unit.queen.scripted_engine import ANSWER, DONE, PROMPT_TOKENS, frames_of, said_in
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, served, until
@@ -402,3 +404,26 @@ async def test_piece_of_several_tokens_counts_as_many(
     assert body["max_tokens"] == 2
     told = _chunks(received)[-1]["usage"]
     assert told == {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 8, "total_tokens": PROMPT_TOKENS + 8}
+
+
+async def test_call_says_how_long_its_worker_is_kept(whole_queen: Queen, hive: ScriptedHive) -> None:
+    """`keep_alive` of a call holds for its worker, relayed or kept."""
+    worker_id = hive.workers[0].worker_id
+    workers = whole_queen.service.workers
+    for is_kept, keep_alive_s in ((False, 7.0), (True, 9.0)):
+        operation = ChatCompletion(model=MODEL, keep_alive=keep_alive_s, request=CHAT if is_kept else None)
+        record = await whole_queen.service.accept(
+            operation, correlation_id="c", is_correlation_id_replaced=False, principal="local", is_kept=is_kept
+        )
+        if is_kept:
+            whole_queen.service.launch(record, operation)
+        else:
+            caller = Caller(_discard, record.job_id, None)
+            call = Call(record=record, operation=operation, path=CHAT_PATH, body=msgspec.json.encode(CHAT))
+            relay = whole_queen.service.relay
+            whole_queen.service.runner.launch(record, operation, partial(relay.answer, call=call, caller=caller))
+        await until(lambda: workers.keep_alive_s(worker_id, 0.0) == keep_alive_s)  # noqa: B023
+
+
+async def _discard(message: Any) -> None:
+    """Send nothing."""
