@@ -24,12 +24,13 @@ from rbee.errors import (
     NotFoundError,
     RbeeError,
     UnavailableError,
+    WorkerLostError,
 )
 from rbee.http.auth import Door
 from rbee.http.middleware import GuardMiddleware
 from rbee.http.routes import read_body
 from rbee.narration import FileSink, scope
-from rbee.worker.asking import named
+from rbee.worker.asking import check_continuation, named
 from rbee.worker.calls import Call, check_body, read_call, read_object
 from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
@@ -170,7 +171,9 @@ class Front:
                 check_body(asked, dialect)
             elif call.keep != "no":
                 raise InvalidRequestError(f"{path} has no answer that could be kept.", param="x-rbee-keep")
-        except InvalidRequestError as error:
+            if call.keep != "no" and call.attempt > 1:
+                check_continuation(asked, self._engine.traits)
+        except (InvalidRequestError, WorkerLostError) as error:
             closing.failed(error)
             raise
         if isinstance(asked.get("n"), int):
