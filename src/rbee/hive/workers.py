@@ -232,7 +232,8 @@ class Workers:
     async def _follow_start(self, worker: Worker) -> None:
         """Wait until a worker says that it is ready, and no longer than it may take; then tell who waits."""
         limit_s = self._settings.load_timeout_s + LOAD_S_PER_GIB * worker.wanted.model.size_bytes / 2**30
-        limit_s = max(limit_s, worker.wanted.ready_timeout_s + SETTLE_S)  # the worker itself says it first
+        if worker.wanted.ready_timeout_s:
+            limit_s = max(limit_s, worker.wanted.ready_timeout_s + SETTLE_S)  # the worker itself says it first
         try:
             async with asyncio.timeout(limit_s):
                 url = await self._ready_url(worker)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from rbee.contracts.dialects import Chunk, Dialect
+from rbee.errors import WorkerLostError
 from rbee.worker.engines import EngineTraits
 
 # The routes whose streams tell the usage only when they are asked to.
@@ -32,6 +33,20 @@ def as_stream(body: Mapping[str, Any], dialect: Dialect, traits: EngineTraits) -
     if traits.is_built_in or dialect.path not in _USAGE_PATHS:
         return asked
     return {**asked, "stream_options": {**_stream_options(body), "include_usage": True}}
+
+
+def check_continuation(body: Mapping[str, Any], traits: EngineTraits) -> None:
+    """Refuse to go on with an answer that another worker began, where the engine would begin anew.
+
+    Raises:
+        WorkerLostError: The engine takes nothing as the beginning of its answer.
+    """
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not traits.has_prefill and isinstance(last, dict) and last.get("role") == "assistant":
+        raise WorkerLostError(
+            f"The answer cannot be continued here: the engine {traits.name} does not go on from what was said."
+        )
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

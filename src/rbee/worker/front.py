@@ -25,13 +25,14 @@ from rbee.errors import (
     NotFoundError,
     RbeeError,
     UnavailableError,
+    WorkerLostError,
 )
 from rbee.http.auth import Door
 from rbee.http.errors import ErrorShape
 from rbee.http.middleware import GuardMiddleware
 from rbee.http.routes import read_body
 from rbee.narration import FileSink, narrate, scope
-from rbee.worker.asking import named
+from rbee.worker.asking import check_continuation, named
 from rbee.worker.calls import Call, check_body, read_call, read_object
 from rbee.worker.closing import Closing, StopCause, stopped_worker
 from rbee.worker.desk import Desk, Running
@@ -180,12 +181,14 @@ class Front:
                 check_body(asked, dialect)
             elif call.keep != "no":
                 raise InvalidRequestError(f"{path} has no answer that could be kept.", param="x-rbee-keep")
+            if call.keep != "no" and call.attempt > 1:
+                check_continuation(asked, self._engine.traits)
             refusal = unheeded(path, asked)
             if refusal is not None and await self._engine.is_llama_cpp():
                 raise refusal
             mender = Mender(path, asked, self._model)
             prepared = prepare(path, asked, self._model)
-        except InvalidRequestError as error:
+        except (InvalidRequestError, WorkerLostError) as error:
             closing.failed(error)
             raise
         if prepared is not asked:  # else the body goes on byte for byte

@@ -239,6 +239,14 @@ async def test_worker_that_is_not_ready_in_time_is_stopped(tmp_path: Path) -> No
         assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
 
 
+async def test_engine_that_may_take_longer_is_waited_for(tmp_path: Path) -> None:
+    """As long as the configuration gives it, whatever the hive gives others."""
+    async with hive_of(tmp_path, load_timeout_s=0.1) as hive:
+        wanted = hive.wanted("time.sleep(1)\n" + READY, ready_timeout_s=60.0)
+        worker = await hive.workers.start(wanted, HIVE)
+        assert worker.state is WorkerState.READY
+
+
 @pytest.mark.parametrize("url", ["None", "['http://127.0.0.1:9']"])
 async def test_worker_that_is_ready_without_an_address_is_not_ready(tmp_path: Path, url: str) -> None:
     async with hive_of(tmp_path, load_timeout_s=0.5) as hive:

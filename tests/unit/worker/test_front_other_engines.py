@@ -187,6 +187,26 @@ async def test_frame_without_end_is_bounded(tmp_path: Path) -> None:
     assert answer["error"]["message"].startswith("The engine sent a frame of more than")
 
 
+@pytest.mark.parametrize(("prefill", "attempt", "status"), [(False, 2, 502), (True, 2, 202), (False, 1, 202)])
+async def test_answer_is_not_begun_anew_in_the_name_of_going_on(
+    tmp_path: Path, prefill: bool, attempt: int, status: int
+) -> None:
+    """What another worker began is continued by an engine that can, and refused by one that cannot."""
+    traits = msgspec.structs.replace(OTHER, has_prefill=prefill)
+    body = {"messages": [*ASKED["messages"], {"role": "assistant", "content": "Hel"}]}
+    headers = {**KEEP, "x-request-id": f"job-a.{attempt}"}
+    async with stage(tmp_path, Script(parts=list(ANSWER)), traits=traits) as worker:
+        async with worker.session.post(CHAT, json=body, headers=headers) as response:
+            answer = await response.json()
+        assert response.status == status
+        fields = (await worker.closing())["fields"]
+    if status == 502:
+        assert answer["error"]["code"] == fields["error"]["code"] == "worker_lost"
+        assert "the engine cook does not go on from what was said" in answer["error"]["message"]
+    else:
+        assert fields["outcome"] == "completed"
+
+
 async def test_engine_that_never_answers_is_left_and_its_slot_is_free(tmp_path: Path) -> None:
     """It took the request and is silent: when the request is stopped, its connection is closed."""
     silent = Script(parts=[asyncio.Event()])

@@ -15,11 +15,13 @@ class EngineTraits(Struct, frozen=True, kw_only=True):
         is_built_in: It is the llama.cpp of this worker: it tells its timings when asked for them, and its frames
             can be passed on as they are. Of any other engine nothing but OpenAI's form is taken for granted.
         model_name: What a request's `model` is replaced by; None leaves it as it is.
+        has_prefill: It goes on from an assistant's message that stands last.
     """
 
     name: str = "llama_cpp"
     is_built_in: bool = True
     model_name: str | None = None
+    has_prefill: bool = True
 
 
 class EngineProcess(Protocol):

@@ -95,7 +95,12 @@ class Command:
             asyncio.run(process.stop(0))
             raise
         model_name = fill(options.settings.model_name, values)
-        traits = EngineTraits(name=self.name, is_built_in=False, model_name=model_name)
+        traits = EngineTraits(
+            name=self.name,
+            is_built_in=False,
+            model_name=model_name,
+            has_prefill=options.settings.prefill,
+        )
         return EngineAddress(address.socket_path, address.key, address.url, traits, process)
 
     def kill(self) -> None:
