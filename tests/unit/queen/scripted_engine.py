@@ -20,9 +20,10 @@ def frames_of(body: dict[str, Any]) -> list[bytes]:
     number = next(_numbers)
     is_chat = "messages" in body
     said = said_in(body)
-    limit = body.get("max_tokens") or len(ANSWER)
+    limit = body.get("max_tokens") or 1000
     rest = ANSWER[len(said) :][:limit]
-    reason = "stop" if len(said) + len(rest) == len(ANSWER) else "length"
+    is_whole = len(said) + len(rest) == len(ANSWER) and len(rest) < limit  # its end is a token as well
+    reason = "stop" if is_whole else "length"
     names = {"created": number, "id": f"chatcmpl-{number}", "model": "model"}
     kind = {"object": "chat.completion.chunk" if is_chat else "text_completion"}
     timings = {"cache_n": 4, "prompt_n": PROMPT_TOKENS + len(said) - 4, "predicted_n": len(rest)}
