@@ -100,8 +100,11 @@ async def test_one_of_several_that_cannot_be_had_does_not_hold_up_the_others() -
 async def test_download_cancelled_from_elsewhere_is_told_kept_and_gone_on_with() -> None:
     async with stack_with_hub() as (stack, hub):
         job_id = await held_download(stack, hub)
-        [fetching] = await until_listed(stack, "downloads", [REF])
-        assert (fetching["done_bytes"], fetching["total_bytes"]) == (MIB, SIZE)
+        fetching = {"done_bytes": 0, "total_bytes": None}
+        async with asyncio.timeout(30):
+            while fetching["done_bytes"] != MIB:  # heartbeats tell of it a little later
+                [fetching] = await until_listed(stack, "downloads", [REF])
+        assert fetching["total_bytes"] == SIZE
         assert (await stack.keeper("jobs", "cancel", job_id)).exit_code == 0
         assert (await stack.log(job_id))[-1]["state"] == "cancelled"
         [part] = await until_listed(stack, "unusable_models", [REF])

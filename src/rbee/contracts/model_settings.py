@@ -25,7 +25,8 @@ class ModelSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     """How one model is loaded and asked: its table `[models."…"]`.
 
     Attributes:
-        engine: What runs it: `llama_cpp`, or an engine of the configuration.
+        engine: What runs it: `llama_cpp`, or an engine of the configuration. By default a worker that is there
+            will do whatever its engine is, and one that is started has llama.cpp.
         purpose: What its workers are started for; by default what is asked of it.
         slots: Requests that one worker answers at the same time; the queen's setting by default.
         context_tokens: Tokens of one request; the queen's setting by default.
@@ -41,7 +42,7 @@ class ModelSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
         stripped: Parameters that are taken out of every request.
     """
 
-    engine: str = "llama_cpp"
+    engine: str | None = None
     purpose: Purpose | None = None
     slots: Slots | None = None
     context_tokens: Tokens | None = None

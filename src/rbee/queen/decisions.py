@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from rbee.queen.inventory import CPU, Kind, WorkerSpot
+from rbee.queen.inventory import ANY_ENGINE, CPU, Kind, WorkerSpot
 
 
 class Wanted(Struct, frozen=True):
@@ -15,6 +15,7 @@ class Wanted(Struct, frozen=True):
         device: The only device that will do.
         workers_max: How many workers of the model there may be; by default one on a processor.
         hive_id: The only hive that will do.
+        is_any_engine: A worker that is there will do whatever its engine is.
         is_another: A worker is asked for even where others of the kind are.
     """
 
@@ -25,7 +26,13 @@ class Wanted(Struct, frozen=True):
     device: str | None = None
     workers_max: int | None = None
     hive_id: str | None = None
+    is_any_engine: bool = False
     is_another: bool = False
+
+    @property
+    def served_by(self) -> Kind:
+        """The kind of worker that will do, of those that are there."""
+        return self.kind._replace(engine=ANY_ENGINE) if self.is_any_engine else self.kind
 
     @property
     def model(self) -> str:

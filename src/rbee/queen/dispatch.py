@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+from rbee.contracts.engine_settings import BUILT_IN
 from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.states import HiveState, Phase
@@ -97,12 +98,13 @@ class Dispatcher:
         """Return what a job for a model needs, as it is configured."""
         own = self._models.of(model)
         return Wanted(
-            Kind(model, own.purpose or purpose, own.engine),
+            Kind(model, own.purpose or purpose, own.engine or BUILT_IN),
             slots=own.slots or self._settings.slots,
             context_tokens=own.context_tokens or self._settings.context_tokens,
             device=own.device,
             workers_max=own.workers_max,
             hive_id=hive_id,
+            is_any_engine=own.engine is None,
         )
 
     def can_move(self, model: str, hive_id: str) -> bool:

@@ -11,12 +11,13 @@ from msgspec import Struct
 from rbee.contracts.heartbeats import ModelInfo, Purpose
 
 CPU = "cpu"
+ANY_ENGINE = ""
 # A worker that has answered nothing yet is not thrown out before so many idle seconds are over.
 GRACE_S = 30.0
 
 
 class Kind(NamedTuple):
-    """What has to be the same for a worker to answer a job."""
+    """What has to be the same for a worker to answer a job; `ANY_ENGINE` where the engine need not be."""
 
     model: str
     purpose: Purpose = "generate"
@@ -147,7 +148,7 @@ class Inventory:
         cpus: The same of processors.
         open_gpus: Those of `gpus` whose hive takes another worker.
         open_cpus: The same of processors.
-        serving: The workers that may be placed on, by kind.
+        serving: The workers that may be placed on, by kind, and by kind with `ANY_ENGINE`.
         starts: The workers that are being started, each with its hive.
         holders: Which hives have a model on disk, and what they know of it.
     """
@@ -217,9 +218,9 @@ class Inventory:
 
     def _replace_workers(self, before: tuple[WorkerSpot, ...], after: HiveSpot) -> None:
         gone, come = set(before) - set(after.workers), set(after.workers) - set(before)
-        for kind in {worker.kind for worker in gone | come}:
-            left = [worker for worker in gone if worker.kind == kind and not worker.is_draining]
-            new = [worker for worker in come if worker.kind == kind and not worker.is_draining]
+        for kind in {kind for worker in gone | come for kind in _served(worker)}:
+            left = [worker for worker in gone if kind in _served(worker) and not worker.is_draining]
+            new = [worker for worker in come if kind in _served(worker) and not worker.is_draining]
             self.serving[kind] = _changed(self.serving.get(kind, Serving()), after.hive_id, left, new)
 
     def _replace_models(self, before: Mapping[str, ModelInfo], after: HiveSpot) -> None:
@@ -230,6 +231,10 @@ class Inventory:
         for model, info in after.models.items():
             if before.get(model) != info:
                 self.holders[model] = {**self.holders.get(model, {}), after.hive_id: info}
+
+
+def _served(worker: WorkerSpot) -> tuple[Kind, Kind]:
+    return worker.kind, worker.kind._replace(engine=ANY_ENGINE)
 
 
 def _changed(serving: Serving, hive_id: str, gone: Iterable[WorkerSpot], come: Iterable[WorkerSpot]) -> Serving:

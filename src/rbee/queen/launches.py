@@ -203,7 +203,7 @@ class Launches:
 
         Raises:
             NoCapacityError: There is no room, also none that idle workers could make.
-            InvalidRequestError: No hive has the device that it names.
+            InvalidRequestError: No hive has the engine or the device that it names.
             CrashLoopError: The model fails to start wherever it fits.
             RbeeError: Why it could not be started.
         """
@@ -221,6 +221,7 @@ class Launches:
         decision = place(wanted_by(operation), inventory, self._book.now())
         if isinstance(decision, Start):
             return decision
+        _check_engine(operation, inventory)
         _check_device(operation, inventory)
         if isinstance(decision, Refuse):
             refusal = self._crash_loops.refusal(decision.hive_id, operation.model)
@@ -268,6 +269,17 @@ class Launches:
             self._fleet.remove_start(start.hive_id, worker_id)
             self.on_change()
         return {"worker_id": worker_id, "hive_id": start.hive_id}
+
+
+def _check_engine(operation: WorkerSpawn, inventory: Inventory) -> None:
+    hives = [hive for hive in inventory.hives.values() if operation.hive_id in (None, hive.hive_id)]
+    engines = list(dict.fromkeys(engine for hive in hives for engine in hive.engines))
+    if engines and operation.engine not in engines:
+        raise InvalidRequestError(
+            f"There is no engine `{operation.engine}`{nearest(operation.engine, engines)}. "
+            f"There are: {', '.join(engines)}.",
+            param="engine",
+        )
 
 
 def _check_device(operation: WorkerSpawn, inventory: Inventory) -> None:

@@ -2,7 +2,8 @@
 
 In this order:
 
-1. **Reuse**: a ready worker of the model (and purpose, and engine) with a free slot, the least busy first.
+1. **Reuse**: a ready worker of the model and purpose (and engine, where the model's settings name one) with a free
+   slot, the least busy first.
 2. **Wait** for a worker of it that is loading.
 3. **Another worker** where all of them are full: once a job has waited `ADD_AFTER_S` for a slot, on a GPU or on
    another hive, where there is room without stopping anything. On one processor a model has one worker, unless its
@@ -59,7 +60,7 @@ def can_take(wanted: Wanted, inventory: Inventory, now: float, *, without: str) 
 
 def _among(look: Look, waited_s: float) -> Decision | None:
     """Decide by the workers of the kind that there are; None where there are none."""
-    serving = look.inventory.serving.get(look.wanted.kind, Serving())
+    serving = look.inventory.serving.get(look.wanted.served_by, Serving())
     model = look.wanted.model
     for slots_used, worker_id, hive_id in serving.free:
         if look.is_open(worker_id, hive_id):

@@ -28,6 +28,7 @@ def worker(
     worker_id: str = "w",
     *,
     model: str = MODEL,
+    engine: str = "llama_cpp",
     ready: bool = True,
     slots: int = 2,
     used: int = 0,
@@ -38,7 +39,7 @@ def worker(
     """Return a worker; it has been idle for `idle_s`, unless `used` slots are not."""
     return WorkerSpot(
         worker_id=worker_id,
-        kind=Kind(model),
+        kind=Kind(model, engine=engine),
         is_ready=ready,
         slots=slots,
         slots_used=used,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rbee.contracts.heartbeats import ModelInfo
@@ -57,6 +59,14 @@ def test_worker_of_another_model_purpose_or_engine_is_not_used(other: object) ->
     )
 
     assert isinstance(placed(hive("h", different)), Start)
+
+
+def test_worker_of_any_engine_is_used_where_the_models_settings_name_none() -> None:
+    """One that somebody started on an engine of the configuration is of use to whoever asks for its model."""
+    other = worker("a", engine="vllm")
+
+    assert isinstance(placed(hive("h", other), want=wanted(is_any_engine=True)), Use)
+    assert isinstance(placed(hive("h", other), want=wanted()), Start)
 
 
 def test_worker_that_is_being_stopped_is_not_used() -> None:
@@ -326,7 +336,7 @@ def test_fewest_workers_are_stopped_and_of_those_the_least_recently_used() -> No
 @pytest.mark.parametrize(
     "values", [{"used": 1}, {"is_kept": True}, {"is_draining": True}, {"ready": False}], ids=str
 )
-def test_busy_kept_loading_and_leaving_workers_are_never_stopped(values: dict[str, bool]) -> None:
+def test_busy_kept_loading_and_leaving_workers_are_never_stopped(values: dict[str, Any]) -> None:
     assert isinstance(placed(hive("h", worker("a", model="n", **values), free=GIB)), Wait)
 
 
