@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 
 import aiohttp
 
-from rbee.client.answers import read_bounded
+from rbee.client.answers import error_from
 from rbee.contracts.dialects import DIALECTS
 from rbee.contracts.frames import FrameSplitter, line_start
 from rbee.errors import (
@@ -16,6 +17,7 @@ from rbee.errors import (
     OverloadedError,
     RbeeError,
     UnavailableError,
+    WorkerError,
     WorkerLostError,
 )
 from rbee.jobs import RunningJob
@@ -29,6 +31,8 @@ EVENT_STREAM = "text/event-stream"
 AGAIN_S = 0.25
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _ERROR_LINE = b'data: {"error":'
+# An answer that failed when its head was sent already: the status and the body that it would have had.
+_FAILED = re.compile(rb"([45]\d\d) ")
 
 
 class Passing:
@@ -97,7 +101,7 @@ class Passing:
             if answer.content_type == EVENT_STREAM:
                 await self._pass_frames(answer, placement, call, headers, caller)
             else:
-                whole = await read_bounded(answer, ANSWER_BYTES_MAX)
+                whole = await _read_whole(answer, placement)
                 await caller.start(answer.status, headers)
                 await caller.send(caller.take(whole, placement.attempt))
 
@@ -160,6 +164,25 @@ class Passing:
                 raise
         if not _has_last_frame(call.path, last):
             raise WorkerLostError("The worker broke off its answer.")
+
+
+async def _read_whole(answer: aiohttp.ClientResponse, placement: Placement) -> bytes:
+    """Read an answer that does not stream; the blanks before it tell that the worker is at it.
+
+    Raises:
+        WorkerError: It is too long.
+        RbeeError: What it failed with after its head.
+    """
+    whole = bytearray()
+    async for part in answer.content.iter_any():
+        placement.heard_at = asyncio.get_running_loop().time()
+        whole += part if whole else part.lstrip(b" ")
+        if len(whole) > ANSWER_BYTES_MAX:
+            raise WorkerError(f"The worker's answer has more than {ANSWER_BYTES_MAX} bytes.")
+    failed = _FAILED.match(whole)
+    if failed:
+        raise error_from(int(failed[1]), bytes(whole[failed.end() :]), url=str(answer.url))
+    return bytes(whole)
 
 
 def _has_last_frame(path: str, frames: bytes) -> bool:
