@@ -106,6 +106,7 @@ class Caller:
         self._held: list[bytes] | None = [] if is_held and splice is None else None
         self._held_bytes = 0
         self._sending_first = asyncio.Lock()
+        self._unsent = b""
         self.splice = splice
         self.is_started = False
         self.has_answer = False
@@ -164,14 +165,22 @@ class Caller:
             await self.send(COMMENT)
 
     async def send(self, chunk: bytes) -> None:
-        """Send some bytes."""
+        """Send some bytes.
+
+        Where the caller takes its time, the server waits before it takes any. What was waiting so when its worker
+        was lost belongs to the answer all the same, and goes before what is sent next.
+        """
+        self._unsent += chunk
         self.is_waited_for = True
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self.is_waited_for = False
+        try:
+            await self._send({"type": "http.response.body", "body": self._unsent, "more_body": True})
+        finally:
+            self.is_waited_for = False
+        self._unsent = b""
 
     async def finish(self) -> None:
         """End the response."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": self._unsent, "more_body": False})
         self.finished.set()
 
     async def fail(self, error: RbeeError) -> None:
