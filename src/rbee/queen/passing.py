@@ -10,7 +10,7 @@ import aiohttp
 
 from rbee.client.answers import error_from
 from rbee.contracts.dialects import DIALECTS
-from rbee.contracts.frames import FrameSplitter, line_start
+from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import (
     ConflictError,
     HiveLostError,
@@ -30,7 +30,6 @@ PASSED_HEADERS = ("content-type", "cache-control", "x-accel-buffering")
 EVENT_STREAM = "text/event-stream"
 AGAIN_S = 0.25
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_ERROR_LINE = b'data: {"error":'
 # An answer that failed when its head was sent already: the status and the body that it would have had.
 _FAILED = re.compile(rb"([45]\d\d) ")
 
@@ -151,7 +150,7 @@ class Passing:
                 if not frames:
                     continue
                 placement.heard_at = asyncio.get_running_loop().time()
-                failure = line_start(frames, _ERROR_LINE)
+                failure = failure_start(frames)
                 last = frames if failure < 0 else frames[:failure]
                 if last and not caller.has_answer:  # until then, a refusal is a status
                     await caller.start(answer.status, headers)

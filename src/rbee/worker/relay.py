@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from rbee.contracts.dialects import DONE, Chunk, Dialect
-from rbee.contracts.frames import FrameSplitter, line_start
+from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import RbeeError, WorkerError
 from rbee.worker.asking import as_stream, canonical_frame, is_usage_alone, wants_usage
 from rbee.worker.closing import Closing
@@ -23,7 +23,6 @@ from rbee.worker.vectors import shortened, wanted_of
 EMBEDDINGS = "/v1/embeddings"
 BLANK_EVERY_S = 1.0
 
-_ERROR_LINE = b'data: {"error":'
 # Chunks that say something about use or ending. In the text of an answer these quotes would be escaped.
 _TELLING = re.compile(rb'"(?:usage|timings)":\s?\{|"(?:finish|stop)_reason":\s?"')
 
@@ -48,7 +47,7 @@ async def relay_stream(
             if not whole:
                 continue
             tally.note_arrival()
-            failure = line_start(whole, _ERROR_LINE)
+            failure = failure_start(whole)
             if failure >= 0:
                 await reply.write(mender.frames(whole[:failure]))
                 observe_frames(whole[failure:], tally)  # raises what the frame tells

@@ -11,6 +11,7 @@ import pytest
 from rbee.errors import ContextExceededError, UnavailableError
 from rbee.queen import answering, patience
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
+from tests.unit.queen.scripted_engine import message_frames
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
 
 FRAME = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
@@ -250,6 +251,44 @@ async def test_answer_without_stream_that_fails_after_its_head_has_its_proper_st
     assert {name: error[name] for name in told} == told
     assert (await whole_queen.end(job_id))["reason"] == "invalid"
     assert len(hive.asked) == 1
+
+
+async def test_stream_of_anthropics_that_fails_in_its_midst_ends_with_one_error(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """What the worker told of it is not told twice."""
+    frames = message_frames()[:3]
+    told = {"type": "api_error", "message": "The engine failed.", "code": "worker_failed"}
+    failure = b"event: error\ndata: " + msgspec.json.encode({"type": "error", "error": told}) + b"\n\n"
+    for part in (*frames, failure, None):
+        hive.frames.put_nowait(part)
+    response = await caller.post(await whole_queen.url() + "/v1/messages", json=CALL)
+    await _close(hive, response.headers["x-job-id"], outcome="failed", error=told)
+    received = await response.read()
+
+    assert received.startswith(
+        b"".join(frames) + b'event: error\ndata: {"type":"error","error":{"message":"The engine'
+    )
+    assert received.count(b"event: error") == 1
+    assert (await whole_queen.end(response.headers["x-job-id"]))["error"]["code"] == "worker_failed"
+
+
+async def test_stream_of_anthropics_that_fails_before_it_begins_has_a_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """As at the other routes."""
+    told = {"type": "invalid_request_error", "message": "No.", "code": "invalid"}
+    hive.frames.put_nowait(
+        b"event: error\ndata: " + msgspec.json.encode({"type": "error", "error": told}) + b"\n\n"
+    )
+    hive.frames.put_nowait(None)
+    calling = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/messages", json=CALL))
+    await until(lambda: len(hive.asked) == 1)
+    await _close(hive, hive.asked[0][1]["x-job-id"], outcome="failed", error=told)
+    response = await calling
+    body = await response.json()
+
+    assert (response.status, body["type"], body["error"]["message"]) == (400, "error", "No.")
 
 
 @pytest.mark.parametrize("deadline", [{"timeout_s": 0}, {"idle_timeout_s": "soon"}])
