@@ -113,7 +113,7 @@ def has_all_tokens(asked: Asked, said: Said) -> bool:
 
 
 def _is_limit(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def why_not(asked: Asked, said: Said) -> str:
