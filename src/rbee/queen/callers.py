@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Mapping
 
@@ -107,6 +108,7 @@ class Caller:
         self._held_bytes = 0
         self._sending_first = asyncio.Lock()
         self._unsent = b""
+        self._in_full: tuple[RbeeError, RbeeError] | None = None
         self.splice = splice
         self.is_started = False
         self.has_answer = False
@@ -161,8 +163,9 @@ class Caller:
 
     async def comment(self) -> None:
         """Send something that says nothing, so that nobody thinks the stream is dead."""
-        if self.is_started and not self.has_answer:
-            await self.send(COMMENT)
+        async with self._sending_first:
+            if self.is_started and not self.has_answer:
+                await self.send(COMMENT)
 
     async def send(self, chunk: bytes) -> None:
         """Send some bytes.
@@ -177,6 +180,17 @@ class Caller:
         finally:
             self.is_waited_for = False
         self._unsent = b""
+
+    def narrated(self, error: RbeeError, message: str) -> RbeeError:
+        """Return an error with a sentence that may stand in a log; the caller is told the whole one."""
+        told = copy.copy(error)
+        told.message, told.args = message, (message,)
+        self._in_full = told, error
+        return told
+
+    def in_full(self, error: RbeeError) -> RbeeError:
+        """Return an error with the sentence that is for the caller alone, where it has one."""
+        return self._in_full[1] if self._in_full is not None and self._in_full[0] is error else error
 
     async def finish(self) -> None:
         """End the response."""

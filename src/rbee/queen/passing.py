@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 
@@ -21,7 +22,7 @@ from rbee.errors import (
     WorkerLostError,
 )
 from rbee.jobs import RunningJob
-from rbee.queen.answering import Answering, told_in
+from rbee.queen.answering import Answering, failure_of, told_in
 from rbee.queen.callers import Call, Caller
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
@@ -63,17 +64,23 @@ class Passing:
             if job.stop is not None:  # else the queen ends
                 await self._settle(job, placement)
             raise
-        except RbeeError:
-            await self._settle(job, placement)
-            raise
+        except RbeeError as error:
+            fields = await self._settle(job, placement)
+            told = failure_of(fields) if fields is not None and fields.get("outcome") == "failed" else None
+            if told is None or told.code != error.code:
+                raise
+            # A refusal may quote what was asked. The closing line does not, and is what a log may hold of it.
+            raise caller.narrated(error, told.message) from error
 
-    async def _settle(self, job: RunningJob, placement: Placement) -> None:
+    async def _settle(self, job: RunningJob, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a request that was refused, or left; where none comes, have it stopped.
 
         A worker that does not stop it is stopped itself, so that its slot is free.
         """
-        if await self._answering.relayed_closing(placement) is None:
+        fields = await self._answering.relayed_closing(placement)
+        if fields is None:
             await self._answering.stop(placement, job.record.correlation_id)
+        return fields
 
     async def _pass_while_alive(
         self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller

@@ -264,7 +264,7 @@ class _RelayedResponse(Response):
     async def _tell_failure(
         self, job: RunningJob, caller: Caller, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        error = job.error or _why_ended(job)
+        error = caller.in_full(job.error or _why_ended(job))
         job_id = self._call.record.job_id
         if caller.is_started:
             await caller.fail(error)

@@ -157,12 +157,14 @@ async def test_call_without_stream_that_breaks_off_tells_its_status_behind_the_b
 async def test_call_without_stream_that_is_stopped_in_its_midst_says_so(tmp_path: Path) -> None:
     """As the answer would have, had it not begun."""
     never = asyncio.Event()
-    async with stage(tmp_path, Script(parts=[chat("a"), never])) as worker:
-        async with worker.session.post(CHAT, json=ASKED, headers=IDS) as response:
-            await response.content.readexactly(1)
-            async with worker.session.delete("/requests/job-a.3") as deleted:
-                assert deleted.status == 202
-            body = await response.content.read()
+    async with (
+        stage(tmp_path, Script(parts=[chat("a"), never])) as worker,
+        worker.session.post(CHAT, json=ASKED, headers=IDS) as response,
+    ):
+        await response.content.readexactly(1)
+        async with worker.session.delete("/requests/job-a.3") as deleted:
+            assert deleted.status == 202
+        body = await response.content.read()
     assert body.startswith(b"400 {")
     assert msgspec.json.decode(body.removeprefix(b"400 "))["error"]["code"] == "cancelled"
 
