@@ -291,6 +291,22 @@ async def test_stream_of_anthropics_that_fails_before_it_begins_has_a_status(
     assert (response.status, body["type"], body["error"]["message"]) == (400, "error", "No.")
 
 
+async def test_answer_whose_last_bytes_never_come_is_ended_as_stalled(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Its closing line has come: the bytes that were under way are waited for like any others."""
+    hive.frames.put_nowait(FRAME % 1)
+    body = {**CALL, "idle_timeout_s": 0.05}
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=body)
+    assert await response.content.readany() == FRAME % 1
+    await _close(hive, response.headers["x-job-id"])
+    rest = await response.content.read()
+
+    assert msgspec.json.decode(rest.removeprefix(b"data: "))["error"]["code"] == "stalled"
+    assert (await whole_queen.end(response.headers["x-job-id"]))["reason"] == "stalled"
+    assert whole_queen.service.workers.slots_used(hive.workers[0].worker_id) == 0
+
+
 @pytest.mark.parametrize("deadline", [{"timeout_s": 0}, {"idle_timeout_s": "soon"}])
 async def test_deadline_of_the_wrong_form_is_refused_by_name(
     whole_queen: Queen, caller: aiohttp.ClientSession, deadline: dict[str, Any]
