@@ -169,7 +169,9 @@ class _RetoldStream(_Retold):
                 await self._refuse(error, scope, receive, send)
                 return
             await self._send(send, error_frame(error, job_id=self._job_id))
-        await self._start(send)
+        if not self._is_started:  # all of it is had
+            await Response(status_code=204, headers=self._own_headers())(scope, receive, send)
+            return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tell_all(self, send: Send) -> None:

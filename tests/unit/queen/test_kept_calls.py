@@ -559,6 +559,21 @@ async def test_stream_that_was_cut_before_its_last_frame_gets_it(
     assert again.body.endswith(DONE)
 
 
+async def test_stream_that_is_had_to_its_end_has_no_more(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """As of a job's log: 204, so that browsers stop asking."""
+    url = await whole_queen.url()
+    call = asyncio.ensure_future(_post(caller, url + CHAT_PATH, STREAM, KEEP))
+    job_id = await _asked(hive)
+    await _narrate(hive, job_id, frames_of(STREAM))
+    await call
+    last = {"last-event-id": str((await whole_queen.end(job_id))["seq"])}
+    again = await _get(caller, f"{url}/v1/jobs/{job_id}/answer", last)
+
+    assert (again.status, again.body, again.job_id) == (204, b"", job_id)
+
+
 # Narration
 
 
