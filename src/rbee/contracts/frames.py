@@ -13,6 +13,9 @@ from rbee.errors import WorkerError
 # The Responses API repeats the whole answer in its last frames.
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 
+# How the frame of an error begins: of every route, and of Anthropic's.
+_FAILURE_LINES = (b"event: error", b'data: {"error":')
+
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -61,6 +64,11 @@ def line_start(whole: bytes, text: bytes) -> int:
         return 0
     found = whole.find(b"\n" + text)
     return found + 1 if found >= 0 else -1
+
+
+def failure_start(whole: bytes) -> int:
+    """Return where the frame of an error begins among some whole ones, -1 when none does."""
+    return min((at for line in _FAILURE_LINES if (at := line_start(whole, line)) >= 0), default=-1)
 
 
 def _frame_data(frame: bytes) -> bytes | None:

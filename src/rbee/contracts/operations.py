@@ -104,7 +104,7 @@ class ApiCall(Generation, frozen=True):
         path: The route.
         purpose: What a worker has to be started for to answer it.
         keep_alive: Seconds the worker may be idle afterwards, negative for ever.
-        parameters: What is asked, without what is asked about: no prompt, no messages, no tools.
+        parameters: The numbers and switches of what is asked; no words, which may be a prompt or a key.
         request: The whole body of a call that is kept; of a relayed one nothing but the parameters is.
     """
 

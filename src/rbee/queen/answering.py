@@ -239,13 +239,15 @@ class Answering:
         Raises:
             RbeeError: The worker ended, or its hive is lost, or no bytes came for too long.
         """
-        while not placement.closing.done():
+        while True:
             look_s = self._check_alive(placement, operation)
-            await asyncio.wait({placement.closing}, timeout=look_s)
+            if placement.closing.done():
+                placement.closing.result()
+                await asyncio.sleep(look_s)  # it is closed in order: the last bytes are under way
+            else:
+                await asyncio.wait({placement.closing}, timeout=look_s)
             if is_callers_turn():
                 placement.moved_at = asyncio.get_running_loop().time()
-        placement.closing.result()
-        await asyncio.Event().wait()  # it is closed in order: the last bytes are under way
 
     def check_prefill(self, placement: Placement, said: Said, lost: RbeeError | None) -> None:
         """Refuse to have a worker go on with an answer whose engine would begin anew.

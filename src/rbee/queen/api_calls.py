@@ -25,11 +25,6 @@ from rbee.contracts.strict import decode_strict
 from rbee.errors import InvalidRequestError
 from rbee.queen.parameters import Change, apply_settings
 
-# What is asked about: of a relayed call it is nowhere kept.
-NEVER_KEPT = frozenset(
-    {"messages", "prompt", "input", "system", "instructions", "tools", "functions", "suffix", "prediction"}
-    | {"query", "documents", "input_prefix", "input_suffix", "input_extra"}
-)
 # What is for us and none of the engine's.
 OURS = (
     *("timeout_s", "queue_timeout_s", "first_token_timeout_s", "idle_timeout_s"),
@@ -44,6 +39,7 @@ _NEEDED: dict[type[ApiCall], tuple[str, ...]] = {
     Embedding: ("input",),
     Rerank: ("query", "documents"),
 }
+_LONGEST_S = 1e12  # longer than any that is accepted
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _NUMBER = r"\d{1,12}(?:\.\d{1,12})?"
 _PART = re.compile(rf"({_NUMBER})(h|ms|us|µs|ns|m|s)")
@@ -84,8 +80,17 @@ def read_api_call(kind: type[AnyApiCall], body: bytes, models: ModelTable, defau
     ours = {field: call.pop(field) for field in OURS if field in call}
     told = _operation(kind, {field: value for field, value in ours.items() if value is not None})
     call["model"] = name
-    parameters = {field: value for field, value in call.items() if field not in NEVER_KEPT}
+    parameters = {field: value for field, value in call.items() if _is_wordless(value)}
+    options = call.get("stream_options")
+    if isinstance(options, dict):
+        parameters["stream_options"] = {field: value for field, value in options.items() if _is_wordless(value)}
+    parameters["model"] = name
     return Read(msgspec.structs.replace(told, model=name, parameters=parameters), call, change)
+
+
+def _is_wordless(value: Any) -> bool:
+    """Tell whether a value is a number or a switch: any other may hold what is asked about, or a key."""
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def read_keep_alive(value: Any) -> float:
@@ -95,7 +100,7 @@ def read_keep_alive(value: Any) -> float:
         InvalidRequestError: It is neither.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return -1.0 if value < 0 else float(value)
+        return -1.0 if value < 0 else float(min(value, _LONGEST_S))
     found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise InvalidRequestError(

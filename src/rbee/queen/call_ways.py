@@ -18,13 +18,18 @@ def is_kept(kind: type[ApiCall], body: Mapping[str, Any], headers: Mapping[str, 
 
     Raises:
         InvalidRequestError: What is asked cannot be done: there is nothing to be kept, the header is neither 0 nor
-            1, a background answer is not to be stored, or the call goes on from an earlier response.
+            1, an answer that is to be kept is not to be stored, or the call goes on from an earlier response.
     """
     is_asked = _is_on(headers, KEEP_HEADER)
     if kind.path not in DIALECTS:
         if is_asked:
             raise InvalidRequestError(f"{kind.path} has no answer that could be kept.", param=KEEP_HEADER)
         return False
+    if is_asked and body.get("store") is False:
+        raise InvalidRequestError(
+            f"An answer cannot be kept that is not to be stored: {KEEP_HEADER} is 1 and `store` is false.",
+            param="store",
+        )
     if not issubclass(kind, ResponseCall):
         return is_asked
     if body.get("previous_response_id") is not None:

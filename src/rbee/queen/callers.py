@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Mapping
 
@@ -106,6 +107,8 @@ class Caller:
         self._held: list[bytes] | None = [] if is_held and splice is None else None
         self._held_bytes = 0
         self._sending_first = asyncio.Lock()
+        self._unsent = b""
+        self._in_full: tuple[RbeeError, RbeeError] | None = None
         self.splice = splice
         self.is_started = False
         self.has_answer = False
@@ -160,18 +163,38 @@ class Caller:
 
     async def comment(self) -> None:
         """Send something that says nothing, so that nobody thinks the stream is dead."""
-        if self.is_started and not self.has_answer:
-            await self.send(COMMENT)
+        async with self._sending_first:
+            if self.is_started and not self.has_answer:
+                await self.send(COMMENT)
 
     async def send(self, chunk: bytes) -> None:
-        """Send some bytes."""
+        """Send some bytes.
+
+        Where the caller takes its time, the server waits before it takes any. What was waiting so when its worker
+        was lost belongs to the answer all the same, and goes before what is sent next.
+        """
+        self._unsent += chunk
         self.is_waited_for = True
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self.is_waited_for = False
+        try:
+            await self._send({"type": "http.response.body", "body": self._unsent, "more_body": True})
+        finally:
+            self.is_waited_for = False
+        self._unsent = b""
+
+    def narrated(self, error: RbeeError, message: str) -> RbeeError:
+        """Return an error with a sentence that may stand in a log; the caller is told the whole one."""
+        told = copy.copy(error)
+        told.message, told.args = message, (message,)
+        self._in_full = told, error
+        return told
+
+    def in_full(self, error: RbeeError) -> RbeeError:
+        """Return an error with the sentence that is for the caller alone, where it has one."""
+        return self._in_full[1] if self._in_full is not None and self._in_full[0] is error else error
 
     async def finish(self) -> None:
         """End the response."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": self._unsent, "more_body": False})
         self.finished.set()
 
     async def fail(self, error: RbeeError) -> None:

@@ -17,6 +17,8 @@ from rbee.errors import RbeeError, WorkerLostError
 from rbee.queen.said import Said
 
 _PASSED_ON = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "response_format")
+# The others answer in events that nobody but their engine makes.
+_CONTINUED = (ChatCompletion.path, Completion.path)
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 # Of a call that is kept, these are asked of the queen; no engine knows them.
 _QUEENS = frozenset({"store", "background"})
@@ -96,10 +98,11 @@ def after_loss(asked: Asked, said: Said, error: RbeeError, *, used: int) -> Whol
         error: How it was lost.
         used: How many of the job's attempts that makes.
     """
-    if said.finish_reason is not None and not said.has_gap:
-        return Whole(said.finish_reason)
-    if has_all_tokens(asked, said) and not said.has_gap:
-        return Whole("length")
+    if not said.has_gap and not _is_of_several(asked):
+        if said.finish_reason is not None:
+            return Whole(said.finish_reason)
+        if asked.path in _CONTINUED and has_all_tokens(asked, said):
+            return Whole("length")
     if used >= asked.attempts:
         return GiveUp(error)
     why = why_not(asked, said)
@@ -112,8 +115,12 @@ def has_all_tokens(asked: Asked, said: Said) -> bool:
     return bool(limits) and min(limits) <= said.all_tokens
 
 
+def _is_of_several(asked: Asked) -> bool:
+    return any(_is_limit(asked.body.get(name)) and asked.body[name] > 1 for name in _SEVERAL)
+
+
 def _is_limit(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def why_not(asked: Asked, said: Said) -> str:
@@ -124,7 +131,7 @@ def why_not(asked: Asked, said: Said) -> str:
         return "it holds reasoning, which an engine does not take back"
     if said.has_more:
         return "it holds more than text"
-    if asked.path not in (ChatCompletion.path, Completion.path):
+    if asked.path not in _CONTINUED:
         return "its events cannot be gone on with" if any(said.frames.values()) else ""
     if not said.text:
         return ""
@@ -133,7 +140,7 @@ def why_not(asked: Asked, said: Said) -> str:
 
 def _why_not_by_body(asked: Asked) -> str:
     body = asked.body
-    if any(_is_limit(body.get(name)) and body[name] > 1 for name in _SEVERAL):
+    if _is_of_several(asked):
         return "it is one of several"
     if any(body.get(name) for name in _TOLD_APART):
         return "how likely its tokens were was asked for"

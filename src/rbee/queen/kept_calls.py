@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rbee.contracts.events import seq_and_kind
-from rbee.contracts.operations import ApiCall, ResponseCall
+from rbee.contracts.operations import ApiCall, MessagesCall, ResponseCall
 from rbee.errors import GoneError, InvalidRequestError, NotFoundError, RbeeError, UnavailableError
-from rbee.http.errors import error_frame, error_response
+from rbee.http.errors import ErrorShape, error_frame, error_response, errors_shaped
 from rbee.http.routes import Route, json_response
 from rbee.http.sse import requested_position
 from rbee.jobs import JobRegistry
@@ -72,7 +73,7 @@ class KeptCalls:
         """Return a kept call's response as its log has it: behind the event `after`, where it is a stream."""
         retelling = Retelling(record, operation, is_narrated=is_narrated and is_stream)
         if is_stream:
-            return _RetoldStream(self._registry, record, retelling, after)
+            return _RetoldStream(self._registry, record, retelling, operation, after)
         return _RetoldWhole(self._registry, record, retelling, operation)
 
     async def found(self, job_id: str) -> tuple[JobRecord, ApiCall]:
@@ -104,15 +105,22 @@ class KeptCalls:
 class _Retold(Response):
     """Follows a job's log for one caller; the caller's leaving changes nothing."""
 
-    def __init__(self, registry: JobRegistry, record: JobRecord, retelling: Retelling) -> None:
+    head: ClassVar[Mapping[str, str]]
+
+    def __init__(self, registry: JobRegistry, record: JobRecord, retelling: Retelling, operation: ApiCall) -> None:
         super().__init__()
+        self._shape: ErrorShape = "anthropic" if isinstance(operation, MessagesCall) else "openai"
         self._registry = registry
         self._job_id = record.job_id
         self._retelling = retelling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; ends with the caller's leaving at the latest."""
-        answering = asyncio.ensure_future(self._answer(scope, receive, send))
+        if scope["method"] == "HEAD":
+            await Response(headers={**self.head, **self._own_headers()})(scope, receive, send)
+            return
+        with errors_shaped(self._shape):  # as its API has it, at whichever route it is read
+            answering = asyncio.ensure_future(self._answer(scope, receive, send))
         leaving = asyncio.ensure_future(_until_left(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,8 +152,12 @@ class _Retold(Response):
 
 
 class _RetoldStream(_Retold):
-    def __init__(self, registry: JobRegistry, record: JobRecord, retelling: Retelling, after: int) -> None:
-        super().__init__(registry, record, retelling)
+    head = STREAM_HEADERS
+
+    def __init__(
+        self, registry: JobRegistry, record: JobRecord, retelling: Retelling, operation: ApiCall, after: int
+    ) -> None:
+        super().__init__(registry, record, retelling, operation)
         self._after = after
         self._is_started = False
 
@@ -157,7 +169,9 @@ class _RetoldStream(_Retold):
                 await self._refuse(error, scope, receive, send)
                 return
             await self._send(send, error_frame(error, job_id=self._job_id))
-        await self._start(send)
+        if not self._is_started:  # all of it is had
+            await Response(status_code=204, headers=self._own_headers())(scope, receive, send)
+            return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tell_all(self, send: Send) -> None:
@@ -194,7 +208,7 @@ class _RetoldStream(_Retold):
         if self._is_started:
             return
         self._is_started = True
-        headers = {**STREAM_HEADERS, **self._own_headers()}
+        headers = {**self.head, **self._own_headers()}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
@@ -205,8 +219,10 @@ class _RetoldStream(_Retold):
 
 
 class _RetoldWhole(_Retold):
+    head: ClassVar[Mapping[str, str]] = {"content-type": "application/json"}
+
     def __init__(self, registry: JobRegistry, record: JobRecord, retelling: Retelling, operation: ApiCall) -> None:
-        super().__init__(registry, record, retelling)
+        super().__init__(registry, record, retelling, operation)
         self._request = operation.request or {}
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 
-from rbee.client.answers import read_bounded
+from rbee.client.answers import error_from
 from rbee.contracts.dialects import DIALECTS
-from rbee.contracts.frames import FrameSplitter, line_start
+from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import (
     ConflictError,
     HiveLostError,
     OverloadedError,
     RbeeError,
     UnavailableError,
+    WorkerError,
     WorkerLostError,
 )
 from rbee.jobs import RunningJob
-from rbee.queen.answering import Answering, told_in
+from rbee.queen.answering import Answering, failure_of, told_in
 from rbee.queen.callers import Call, Caller
 from rbee.queen.worker_api import WorkerApi
 from rbee.queen.workers import Placement
@@ -28,7 +31,8 @@ PASSED_HEADERS = ("content-type", "cache-control", "x-accel-buffering")
 EVENT_STREAM = "text/event-stream"
 AGAIN_S = 0.25
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_ERROR_LINE = b'data: {"error":'
+# An answer that failed when its head was sent already: the status and the body that it would have had.
+_FAILED = re.compile(rb"([45]\d\d) ")
 
 
 class Passing:
@@ -60,17 +64,23 @@ class Passing:
             if job.stop is not None:  # else the queen ends
                 await self._settle(job, placement)
             raise
-        except RbeeError:
-            await self._settle(job, placement)
-            raise
+        except RbeeError as error:
+            fields = await self._settle(job, placement)
+            told = failure_of(fields) if fields is not None and fields.get("outcome") == "failed" else None
+            if told is None or told.code != error.code:
+                raise
+            # A refusal may quote what was asked. The closing line does not, and is what a log may hold of it.
+            raise caller.narrated(error, told.message) from error
 
-    async def _settle(self, job: RunningJob, placement: Placement) -> None:
+    async def _settle(self, job: RunningJob, placement: Placement) -> dict[str, Any] | None:
         """Wait for the closing line of a request that was refused, or left; where none comes, have it stopped.
 
         A worker that does not stop it is stopped itself, so that its slot is free.
         """
-        if await self._answering.relayed_closing(placement) is None:
+        fields = await self._answering.relayed_closing(placement)
+        if fields is None:
             await self._answering.stop(placement, job.record.correlation_id)
+        return fields
 
     async def _pass_while_alive(
         self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller
@@ -97,7 +107,7 @@ class Passing:
             if answer.content_type == EVENT_STREAM:
                 await self._pass_frames(answer, placement, call, headers, caller)
             else:
-                whole = await read_bounded(answer, ANSWER_BYTES_MAX)
+                whole = await _read_whole(answer, placement)
                 await caller.start(answer.status, headers)
                 await caller.send(caller.take(whole, placement.attempt))
 
@@ -147,7 +157,7 @@ class Passing:
                 if not frames:
                     continue
                 placement.heard_at = asyncio.get_running_loop().time()
-                failure = line_start(frames, _ERROR_LINE)
+                failure = failure_start(frames)
                 last = frames if failure < 0 else frames[:failure]
                 if last and not caller.has_answer:  # until then, a refusal is a status
                     await caller.start(answer.status, headers)
@@ -160,6 +170,25 @@ class Passing:
                 raise
         if not _has_last_frame(call.path, last):
             raise WorkerLostError("The worker broke off its answer.")
+
+
+async def _read_whole(answer: aiohttp.ClientResponse, placement: Placement) -> bytes:
+    """Read an answer that does not stream; the blanks before it tell that the worker is at it.
+
+    Raises:
+        WorkerError: It is too long.
+        RbeeError: What it failed with after its head.
+    """
+    whole = bytearray()
+    async for part in answer.content.iter_any():
+        placement.heard_at = asyncio.get_running_loop().time()
+        whole += part if whole else part.lstrip(b" ")
+        if len(whole) > ANSWER_BYTES_MAX:
+            raise WorkerError(f"The worker's answer has more than {ANSWER_BYTES_MAX} bytes.")
+    failed = _FAILED.match(whole)
+    if failed:
+        raise error_from(int(failed[1]), bytes(whole[failed.end() :]), url=str(answer.url))
+    return bytes(whole)
 
 
 def _has_last_frame(path: str, frames: bytes) -> bool:

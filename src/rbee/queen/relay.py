@@ -251,9 +251,9 @@ class _RelayedResponse(Response):
         """Tell the caller what its job's log says, until the answer begins."""
         reader = await self._relay.runner.registry.follow(self._call.record.job_id)
         try:
-            while not caller.has_answer and not reader.is_ended:
+            while not (caller.has_answer or reader.is_ended or reader.is_closing):
                 events = await reader.next(COMMENT_EVERY_S)
-                if not events:
+                if not events and not reader.is_closing:
                     await caller.comment()
                 for event in events:
                     if seq_and_kind(event)[1] == "narration":
@@ -264,7 +264,7 @@ class _RelayedResponse(Response):
     async def _tell_failure(
         self, job: RunningJob, caller: Caller, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        error = job.error or _why_ended(job)
+        error = caller.in_full(job.error or _why_ended(job))
         job_id = self._call.record.job_id
         if caller.is_started:
             await caller.fail(error)

@@ -87,10 +87,10 @@ class Retelling:
         """Take the next event; returns the frames that stand for it, the last of them with the event's number."""
         chunks = self.take(event)
         frames = [_frame(chunk) for chunk in chunks]
-        if frames:
-            frames[-1] = b"id: %d\n%b" % (seq, frames[-1])
         if self.is_ended and self.error is None and not self.dialect.last_types:
             frames.append(b"data: [DONE]\n\n")
+        if frames:
+            frames[-1] = b"id: %d\n%b" % (seq, frames[-1])
         return b"".join(frames)
 
 

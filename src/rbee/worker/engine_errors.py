@@ -54,7 +54,7 @@ def error_in(answer: Any) -> dict[str, Any] | None:
         return error
     if isinstance(error, str) and error:
         return {"message": error}
-    if answer.get("object") == "error":
+    if answer.get("object") == "error" or str(answer.get("type")).endswith("_error"):
         return answer
     return {"message": _detail(answer["detail"])} if answer.get("detail") and "choices" not in answer else None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from rbee.contracts.dialects import DONE, Chunk, Dialect
-from rbee.contracts.frames import FrameSplitter, line_start
+from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import RbeeError, WorkerError
 from rbee.worker.asking import as_stream, canonical_frame, is_usage_alone, wants_usage
 from rbee.worker.closing import Closing
@@ -20,8 +21,8 @@ from rbee.worker.reply import Reply
 from rbee.worker.vectors import shortened, wanted_of
 
 EMBEDDINGS = "/v1/embeddings"
+BLANK_EVERY_S = 1.0
 
-_ERROR_LINE = b'data: {"error":'
 # Chunks that say something about use or ending. In the text of an answer these quotes would be escaped.
 _TELLING = re.compile(rb'"(?:usage|timings)":\s?\{|"(?:finish|stop)_reason":\s?"')
 
@@ -46,7 +47,7 @@ async def relay_stream(
             if not whole:
                 continue
             tally.note_arrival()
-            failure = line_start(whole, _ERROR_LINE)
+            failure = failure_start(whole)
             if failure >= 0:
                 await reply.write(mender.frames(whole[:failure]))
                 observe_frames(whole[failure:], tally)  # raises what the frame tells
@@ -61,13 +62,41 @@ async def relay_stream(
     raise await engine.broken_off()
 
 
+class _Pulse:
+    """Shows whoever waits for a whole answer that it grows, at its first piece and then once a second at most."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._has_grown = False
+        self._rests_until = 0.0
+
+    def grow(self) -> None:
+        """Take note of a piece."""
+        self._has_grown = True
+
+    async def beat(self) -> None:
+        """Send a blank, if it is time for one."""
+        now = time.monotonic()
+        if self._has_grown and now >= self._rests_until:
+            self._has_grown, self._rests_until = False, now + BLANK_EVERY_S
+            await self._reply.blank()
+
+
 async def relay_whole(
     engine: EngineClient, dialect: Dialect, body: dict[str, Any], closing: Closing, reply: Reply, mender: Mender
 ) -> None:
-    """Ask for a stream, so that the engine stops when the caller leaves, and answer with what it makes."""
-    assembler = dialect.assembler()
+    """Ask for a stream, so that the engine stops when the caller leaves, and answer with what it makes.
+
+    Until then, blanks tell that it comes: without them a standstill could not be told from a long answer.
+    """
+    assembler, pulse = dialect.assembler(), _Pulse(reply)
+
+    def take(_: bytes, chunk: Chunk) -> None:
+        assembler.add(chunk)
+        pulse.grow()
+
     asked = as_stream(body, dialect, engine.traits)
-    await read_answer(engine, dialect, _encode(asked), closing.tally, lambda _, chunk: assembler.add(chunk))
+    await read_answer(engine, dialect, _encode(asked), closing.tally, take, pulse.beat)
     answer = _encode(mender.whole(assembler.result()))
     closing.completed()
     await reply.whole(answer)

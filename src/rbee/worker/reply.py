@@ -36,6 +36,7 @@ class Reply:
         self._send = send
         self._headers = headers
         self._frames = frames
+        self._is_awaited = False
         self.is_started = False
         self.is_ended = False
 
@@ -51,19 +52,35 @@ class Reply:
         """Send the last of the stream."""
         await self._body(data, more=False)
 
+    async def blank(self) -> None:
+        """Show that a JSON answer is being made: by a blank, as many of which may stand before it."""
+        if not self.is_started:
+            self._is_awaited = True
+            await self._start(200, _JSON)
+        await self._body(b" ", more=True)
+
     async def whole(self, body: bytes, status: int = 200) -> None:
-        """Send a JSON answer in one piece."""
+        """Send a JSON answer in one piece, behind the blanks where it was awaited with some."""
+        if self._is_awaited:
+            await self.end(body)
+            return
         await self._start(status, [*_JSON, (b"content-length", str(len(body)).encode())])
         await self._body(body, more=False)
 
     async def error(self, error: RbeeError, job_id: str | None = None) -> None:
-        """Tell of an error: as the answer, or as the last frame of a stream that has begun."""
+        """Tell of an error: as the answer, or as the last frame of a stream that has begun.
+
+        Behind the blanks of an awaited answer stand the status and the body that it would have had.
+        """
         if self.is_ended:
             return
-        if self.is_started:
+        if self.is_started and not self._is_awaited:
             await self.end(error_frame(error, job_id=job_id, shape=self._frames))
             return
         answer = error_response(error, job_id=job_id)
+        if self._is_awaited:
+            await self.end(b"%d %b" % (answer.status_code, bytes(answer.body)))
+            return
         await self._start(answer.status_code, list(answer.raw_headers))
         await self._body(bytes(answer.body), more=False)
 

@@ -41,6 +41,8 @@ def test_response_that_is_to_be_stored_is_kept_and_nothing_else_is_by_its_body(
         (Embedding, {}, {"x-rbee-keep": "1"}, "x-rbee-keep"),
         (ResponseCall, {"previous_response_id": "resp_1"}, {}, "previous_response_id"),
         (ResponseCall, {"background": True, "store": False}, {}, "store"),
+        (ResponseCall, {"store": False}, {"x-rbee-keep": "1"}, "store"),
+        (ChatCompletion, {"store": False}, {"x-rbee-keep": "1"}, "store"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rbee.contracts.operations import Infer, Message
+from rbee.contracts.operations import ApiCall, ChatCompletion, Infer, Message, MessagesCall, ResponseCall
 from rbee.errors import WorkerLostError
 from rbee.queen.continuation import Again, Asked, GiveUp, Whole, after_loss, asked_of, body_after
 from rbee.queen.said import Said
@@ -120,3 +120,38 @@ def test_what_cannot_be_continued_faithfully_is_lost_and_says_why(
 
 def test_last_attempts_loss_is_the_jobs_end() -> None:
     assert after_loss(ask(attempts=3), said("one"), LOST, used=3) == GiveUp(LOST)
+
+
+def test_number_with_a_point_is_a_number() -> None:
+    """An engine takes `2.0` for 2: what is said counts towards it, and one of several is one of several."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
+    limited = Asked(path=ChatCompletion.path, body={**body, "max_tokens": 9.0}, attempts=2)
+    several = Asked(path=ChatCompletion.path, body={**body, "n": 2.0}, attempts=2)
+    switched = Asked(path=ChatCompletion.path, body={**body, "max_tokens": True}, attempts=2)
+
+    assert body_after(limited, said("one", " two"))["max_tokens"] == 7
+    assert isinstance(after_loss(several, said("one"), LOST, used=1), GiveUp)
+    assert isinstance(after_loss(switched, said("one"), LOST, used=1), Again)
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": 2}])
+def test_one_answer_of_several_that_has_ended_makes_no_whole(limit: dict[str, int]) -> None:
+    """The others may lack anything; nor do the tokens of all of them together tell that each has its own."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}], "n": 2, **limit}
+    asked = Asked(path=ChatCompletion.path, body=body, attempts=2)
+    ending = {} if limit else {"finish_reason": "stop"}
+
+    verdict = after_loss(asked, said("one", " two", **ending), LOST, used=1)
+
+    assert isinstance(verdict, GiveUp)
+    assert "one of several" in verdict.error.message
+
+
+@pytest.mark.parametrize("kind", [MessagesCall, ResponseCall])
+def test_answer_in_events_is_whole_by_its_events_alone(kind: type[ApiCall]) -> None:
+    """As many tokens as may be are not all: the events that close it are made by nobody else."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}], "input": "count", "max_tokens": 2}
+    asked = Asked(path=kind.path, body=body, attempts=2)
+
+    assert isinstance(after_loss(asked, said("one", " two"), LOST, used=1), GiveUp)
+    assert after_loss(asked, said("one", finish_reason="end_turn"), LOST, used=1) == Whole("end_turn")

@@ -508,6 +508,72 @@ async def test_stored_response_that_streams_is_the_logs(
     assert _frames(told.body)[-1][1] == "response.completed"
 
 
+async def test_failure_of_a_kept_message_is_told_in_its_own_form_also_later(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Read again as a job's answer, Anthropic's stream ends with the event that its clients know."""
+    url = await whole_queen.url()
+    asked = {**CHAT, "max_tokens": 9, "stream": True}
+    call = asyncio.ensure_future(_post(caller, url + "/v1/messages", asked, KEEP))
+    job_id = await _asked(hive)
+    lines = lines_of(message_frames()[:3], job_id)
+    failure = {"code": "worker_failed", "message": "The engine failed."}
+    told = closing(job_id, outcome="failed", frames=3, error=failure)
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", *lines, told)
+    first = await call
+    again = await _get(caller, f"{url}/v1/jobs/{job_id}/answer")
+
+    assert _frames(first.body)[-1][1] == _frames(again.body)[-1][1] == "error"
+    assert _frames(again.body)[-1][2]["error"]["type"] == "api_error"
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_head_of_an_answer_is_not_waited_for(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, is_stream: bool
+) -> None:
+    """Nobody reads what would be followed to its end."""
+    url = await whole_queen.url()
+    call = asyncio.ensure_future(_post(caller, url + CHAT_PATH, CHAT | {"stream": is_stream}, KEEP))
+    job_id = await _asked(hive)
+    async with caller.head(f"{url}/v1/jobs/{job_id}/answer", timeout=aiohttp.ClientTimeout(5)) as head:
+        assert (head.status, head.headers["x-job-id"]) == (200, job_id)
+        assert head.content_type == ("text/event-stream" if is_stream else "application/json")
+    call.cancel()
+
+
+async def test_stream_that_was_cut_before_its_last_frame_gets_it(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Whoever has the number of a chunk that the log's end stands for has not got [DONE] yet."""
+    url = await whole_queen.url()
+    call = asyncio.ensure_future(_post(caller, url + CHAT_PATH, STREAM, KEEP))
+    job_id = await _asked(hive)
+    lines = lines_of(frames_of(STREAM)[:-2], job_id)  # the usage is told by the end alone
+    told = closing(job_id, frames=len(lines), prompt_tokens=PROMPT_TOKENS, completion_tokens=len(ANSWER))
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", *lines, told)
+    body = (await call).body
+    numbers = [number for number, _, _ in _frames(body) if number is not None]
+    again = await _get(caller, f"{url}/v1/jobs/{job_id}/answer", {"last-event-id": str(numbers[-1])})
+
+    assert body.endswith(DONE)
+    assert again.body.endswith(DONE)
+
+
+async def test_stream_that_is_had_to_its_end_has_no_more(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """As of a job's log: 204, so that browsers stop asking."""
+    url = await whole_queen.url()
+    call = asyncio.ensure_future(_post(caller, url + CHAT_PATH, STREAM, KEEP))
+    job_id = await _asked(hive)
+    await _narrate(hive, job_id, frames_of(STREAM))
+    await call
+    last = {"last-event-id": str((await whole_queen.end(job_id))["seq"])}
+    again = await _get(caller, f"{url}/v1/jobs/{job_id}/answer", last)
+
+    assert (again.status, again.body, again.job_id) == (204, b"", job_id)
+
+
 # Narration
 
 
@@ -569,6 +635,20 @@ async def test_narrated_stream_that_fails_while_it_waits_ends_with_an_error_fram
     assert told.status == 200
     assert _frames(told.body)[-1][2]["error"]["code"] == "queue_timeout"
     assert not told.body.endswith(DONE)
+
+
+async def test_narrated_stream_that_waits_when_the_queen_stops_is_not_flooded(
+    whole_queen: Queen, caller: aiohttp.ClientSession
+) -> None:
+    """There is nothing more to be told: not even that it is still there, again and again."""
+    call = asyncio.ensure_future(_post(caller, await whole_queen.url() + CHAT_PATH, STREAM, NARRATE))
+    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 1)
+    [job_id] = whole_queen.service.runner.running
+    whole_queen.registry.hub.close()
+    await whole_queen.service.runner.cancel(job_id)
+    told = await call
+    assert _frames(told.body)[-1][2]["error"]["code"] == "cancelled"
+    assert b"still here" not in told.body
 
 
 async def test_plain_stream_has_no_narration(

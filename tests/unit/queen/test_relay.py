@@ -11,6 +11,7 @@ import pytest
 from rbee.errors import ContextExceededError, UnavailableError
 from rbee.queen import answering, patience
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
+from tests.unit.queen.scripted_engine import message_frames
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
 
 FRAME = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
@@ -94,7 +95,6 @@ async def test_caller_that_leaves_while_it_waits_leaves_no_job_behind(
 async def _asked_whole(queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, **values: Any) -> Any:
     """Ask for an answer that does not stream and does not end; returns the call and its job."""
     hive.media = "application/json"
-    hive.frames.put_nowait(b'{"object":')
     body = {**CALL, "stream": False, **values}
     call = asyncio.ensure_future(caller.post(await queen.url() + "/v1/chat/completions", json=body))
     await until(lambda: len(hive.asked) == 1)
@@ -200,6 +200,111 @@ async def test_stream_that_stands_still_is_ended_as_stalled(
     rest = await response.content.read()
     assert msgspec.json.decode(rest.removeprefix(b"data: "))["error"]["code"] == "stalled"
     assert (await whole_queen.end(response.headers["x-job-id"]))["reason"] == "stalled"
+
+
+async def test_answer_without_stream_that_stands_still_is_ended_as_stalled(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """A blank tells that it has begun, so that a stuck worker is not given the time of a long prompt."""
+    hive.frames.put_nowait(b" ")
+    call, job_id = await _asked_whole(whole_queen, hive, caller, idle_timeout_s=0.05)
+    await _left(hive)
+    await _close(hive, job_id, outcome="cancelled")
+
+    async with await call as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (504, "stalled")
+    assert (await whole_queen.end(job_id))["reason"] == "stalled"
+
+
+async def test_answer_without_stream_goes_on_for_as_long_as_blanks_come(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """It takes longer than its first token may; its caller gets it without a blank."""
+    call, job_id = await _asked_whole(whole_queen, hive, caller, first_token_timeout_s=2, idle_timeout_s=30)
+    [placement] = whole_queen.service.workers._placements[hive.workers[0].worker_id].values()
+    hive.frames.put_nowait(b" ")
+    await until(lambda: placement.heard_at > 0)
+    placement.heard_at = placement.moved_at = placement.heard_at - 4
+    for part in (b" ", b' {"object"', b':" "}', None):
+        hive.frames.put_nowait(part)
+    await _close(hive, job_id)
+
+    async with await call as response:
+        assert await response.read() == b'{"object":" "}'
+    assert (await whole_queen.end(job_id))["state"] == "completed"
+
+
+async def test_answer_without_stream_that_fails_after_its_head_has_its_proper_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """The status and the error stand where the answer would have."""
+    told = {"message": "Too much.", "code": "invalid", "param": "stop", "retryable": False, "remedy": "Less."}
+    for part in (b" ", b" 40", b"0 " + msgspec.json.encode({"error": told}), None):
+        hive.frames.put_nowait(part)
+    call, job_id = await _asked_whole(whole_queen, hive, caller)
+    await _close(hive, job_id, outcome="failed", error=told)
+
+    async with await call as response:
+        error = (await response.json())["error"]
+    assert response.status == 400
+    assert {name: error[name] for name in told} == told
+    assert (await whole_queen.end(job_id))["reason"] == "invalid"
+    assert len(hive.asked) == 1
+
+
+async def test_stream_of_anthropics_that_fails_in_its_midst_ends_with_one_error(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """What the worker told of it is not told twice."""
+    frames = message_frames()[:3]
+    told = {"type": "api_error", "message": "The engine failed.", "code": "worker_failed"}
+    failure = b"event: error\ndata: " + msgspec.json.encode({"type": "error", "error": told}) + b"\n\n"
+    for part in (*frames, failure, None):
+        hive.frames.put_nowait(part)
+    response = await caller.post(await whole_queen.url() + "/v1/messages", json=CALL)
+    await _close(hive, response.headers["x-job-id"], outcome="failed", error=told)
+    received = await response.read()
+
+    assert received.startswith(
+        b"".join(frames) + b'event: error\ndata: {"type":"error","error":{"message":"The engine'
+    )
+    assert received.count(b"event: error") == 1
+    assert (await whole_queen.end(response.headers["x-job-id"]))["error"]["code"] == "worker_failed"
+
+
+async def test_stream_of_anthropics_that_fails_before_it_begins_has_a_status(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """As at the other routes."""
+    told = {"type": "invalid_request_error", "message": "No.", "code": "invalid"}
+    hive.frames.put_nowait(
+        b"event: error\ndata: " + msgspec.json.encode({"type": "error", "error": told}) + b"\n\n"
+    )
+    hive.frames.put_nowait(None)
+    calling = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/messages", json=CALL))
+    await until(lambda: len(hive.asked) == 1)
+    await _close(hive, hive.asked[0][1]["x-job-id"], outcome="failed", error=told)
+    response = await calling
+    body = await response.json()
+
+    assert (response.status, body["type"], body["error"]["message"]) == (400, "error", "No.")
+
+
+async def test_answer_whose_last_bytes_never_come_is_ended_as_stalled(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Its closing line has come: the bytes that were under way are waited for like any others."""
+    hive.frames.put_nowait(FRAME % 1)
+    body = {**CALL, "idle_timeout_s": 0.05}
+    response = await caller.post(await whole_queen.url() + "/v1/chat/completions", json=body)
+    assert await response.content.readany() == FRAME % 1
+    await _close(hive, response.headers["x-job-id"])
+    rest = await response.content.read()
+
+    assert msgspec.json.decode(rest.removeprefix(b"data: "))["error"]["code"] == "stalled"
+    assert (await whole_queen.end(response.headers["x-job-id"]))["reason"] == "stalled"
+    assert whole_queen.service.workers.slots_used(hive.workers[0].worker_id) == 0
 
 
 @pytest.mark.parametrize("deadline", [{"timeout_s": 0}, {"idle_timeout_s": "soon"}])

@@ -352,6 +352,59 @@ async def _beat(hive: ScriptedHive) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_nothing_is_lost_of_what_a_slow_caller_was_just_being_sent(
+    whole_queen: Queen, hive: ScriptedHive
+) -> None:
+    """A worker dies while its frames wait for a caller that takes its time: the next one follows behind them."""
+    call = Call(
+        record=await whole_queen.service.accept(
+            operation := ChatCompletion(model=MODEL, parameters={"stream": True}),
+            correlation_id="c",
+            is_correlation_id_replaced=False,
+            principal="local",
+            is_kept=False,
+        ),
+        operation=operation,
+        path=CHAT_PATH,
+        body=msgspec.json.encode(CHAT),
+    )
+    slow = _SlowCaller()
+    caller = call.caller(slow.send)
+    relay, runner = whole_queen.service.relay, whole_queen.service.runner
+    runner.launch(call.record, operation, partial(relay.answer, call=call, caller=caller))
+    await until(lambda: len(hive.asked) == 1)
+    frames = frames_of(CHAT)
+    _put(hive, *frames[:2])
+    await until(lambda: slow.received == b"".join(frames[:2]))
+    slow.may_take.clear()
+    _put(hive, frames[2])
+    await until(lambda: caller.is_waited_for)
+    hive.has_worker()
+    await hive.kill(await whole_queen.until_running(call.record.job_id))
+    await until(lambda: len(hive.asked) == 2)
+    assert not caller.is_waited_for
+    slow.may_take.set()
+    _put(hive, *frames_of(hive.asked[1][0]), None)
+    async with asyncio.timeout(10):
+        await caller.finished.wait()
+
+    assert _text(_chunks(slow.received)) == "".join(ANSWER)
+
+
+class _SlowCaller:
+    """Takes what it is sent when it may: like the server, it waits first and then takes all."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.may_take = asyncio.Event()
+        self.may_take.set()
+
+    async def send(self, message: Any) -> None:
+        """Take one message."""
+        await self.may_take.wait()
+        self.received += message.get("body", b"")
+
+
 @pytest.mark.parametrize("is_kept", [False, True])
 async def test_worker_whose_engine_would_begin_anew_does_not_go_on(
     whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, url: str, is_kept: bool

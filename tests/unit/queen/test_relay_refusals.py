@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from rbee.contracts.operations import WorkerSpawn, WorkerStop
-from rbee.errors import OverloadedError, UnavailableError
+from rbee.errors import InvalidRequestError, OverloadedError, UnavailableError
 from rbee.queen import answering, passing, patience
 from tests.unit.client.raw_server import raw_server, says
 from tests.unit.queen.queen_stage import MODEL, closing, worker_info
@@ -72,6 +72,32 @@ async def test_worker_that_is_busy_or_not_ready_yet_is_asked_again(
     assert (status, _text(body)) == (200, "".join(ANSWER))
     assert [headers["x-request-id"] for _, headers in hive.asked] == [f"{job_id}.1"] * 6
     assert end["result"]["attempts"] == 1
+
+
+async def test_what_a_refusal_quotes_is_for_the_caller_alone(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """An engine may quote the prompt in its sentence; the job, its log and the queen's own output do not."""
+    hive.refusals = [InvalidRequestError("It cannot be read; last read: 'the secret plan'.", param="messages")]
+    call = asyncio.ensure_future(_call(whole_queen, caller))
+    await until(lambda: len(hive.asked) == 1)
+    told = {"code": "invalid", "message": "It cannot be read; …"}
+    job_id = hive.asked[0][1]["x-job-id"]
+    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="failed", error=told))
+    status, body, _ = await call
+    end = await whole_queen.end(job_id)
+    view = await whole_queen.registry.view(job_id)
+
+    error = msgspec.json.decode(body)["error"]
+    assert (status, error["param"]) == (400, "messages")
+    assert error["message"] == "It cannot be read; last read: 'the secret plan'."
+    assert (end["reason"], end["error"]["message"], end["error"]["param"]) == (
+        "invalid",
+        told["message"],
+        "messages",
+    )
+    for shown in (await whole_queen.log(job_id), view, whole_queen.sink.events):
+        assert "secret" not in str(shown)
 
 
 async def test_worker_that_cannot_be_reached_and_has_died_is_replaced(

@@ -12,22 +12,32 @@ from tests.unit.worker.worker_stage import ASKED, CHAT, DONE, FINISH, MODEL, Scr
 
 MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
 JSON = "application/json"
-FAILS = data({"error": {"code": 500, "message": "no memory", "type": "server_error"}})
+FAILURE = {"code": 500, "message": "no memory", "type": "server_error"}
+FAILS = data({"error": FAILURE})
+BARE = b"event: error\n" + data(FAILURE)  # as llama.cpp has it at Anthropic's route
 
 
 @pytest.mark.parametrize(
-    ("path", "start"), [(MESSAGES, b'event: error\ndata: {"type":"error","error":{'), (CHAT, b'data: {"error":{')]
+    ("path", "fails", "start"),
+    [
+        (MESSAGES, FAILS, b'event: error\ndata: {"type":"error","error":{'),
+        (MESSAGES, BARE, b'event: error\ndata: {"type":"error","error":{'),
+        (CHAT, FAILS, b'data: {"error":{'),
+    ],
 )
-async def test_error_in_a_stream_is_shaped_for_whoever_reads_it(tmp_path: Path, path: str, start: bytes) -> None:
-    """It goes to the caller as it is, through the queen."""
+async def test_error_in_a_stream_is_shaped_for_whoever_reads_it(
+    tmp_path: Path, path: str, fails: bytes, start: bytes
+) -> None:
+    """In whichever form the engine tells of it; once, and with its reason."""
     begun = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
-    async with stage(tmp_path, Script(parts=[begun, FAILS])) as worker:
+    async with stage(tmp_path, Script(parts=[begun, fails])) as worker:
         async with worker.session.post(path, json={**ASKED, "stream": True}) as response:
             assert response.status == 200
             received = await response.read()
         closing = await worker.closing()
     assert received.startswith(begun + start)
     assert received.endswith(b"}\n\n")
+    assert received.count(b"no memory") == 1
     assert closing["fields"]["outcome"] == "failed"
 
 

@@ -6,7 +6,9 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from rbee.worker import relay
 from tests.unit.worker.worker_stage import ASKED, CHAT, DONE, FINISH, HELLO, Script, chat, data, stage
 
 STREAM = {**ASKED, "stream": True}
@@ -109,14 +111,62 @@ async def test_call_without_stream_is_asked_as_a_stream(tmp_path: Path) -> None:
     assert answer["usage"]["completion_tokens"] == 2
 
 
-async def test_call_without_stream_that_breaks_off_is_a_502(tmp_path: Path) -> None:
-    """Half an answer is an error, never an answer."""
+async def test_call_without_stream_shows_by_a_blank_that_its_answer_comes(tmp_path: Path) -> None:
+    """The engine goes on only when the caller has had it; what follows is the answer, told to be JSON."""
+    go_on = asyncio.Event()
+    script = Script(parts=[chat("Hel"), go_on, chat("lo"), FINISH, DONE])
+    async with stage(tmp_path, script) as worker, worker.session.post(CHAT, json=ASKED) as response:
+        assert (response.status, response.content_type) == (200, "application/json")
+        assert await response.content.readexactly(1) == b" "
+        go_on.set()
+        answer = msgspec.json.decode(await response.content.read())
+    assert answer["choices"][0]["message"]["content"] == "Hello"
+
+
+@pytest.mark.parametrize(("every_s", "blanks"), [(3600.0, 1), (0.0, 3)])
+async def test_blanks_are_for_pieces_and_not_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float, blanks: int
+) -> None:
+    """One for each piece at most, none for a comment, and none sooner than `BLANK_EVERY_S` after the last."""
+    monkeypatch.setattr(relay, "BLANK_EVERY_S", every_s)
+    pieces = [chat("a"), b": nothing new\n\n", chat("b"), chat("c")]
+    gates = [asyncio.Event() for _ in pieces]
+    parts = [part for pair in zip(pieces, gates, strict=True) for part in pair]
+    script = Script(parts=[*parts, FINISH + DONE])
+    async with stage(tmp_path, script) as worker, worker.session.post(CHAT, json=ASKED) as response:
+        read = b""
+        for number, gate in enumerate(gates):
+            if pieces[number].startswith(b"data") and len(read) < blanks:
+                read += await response.content.readexactly(1)
+            gate.set()
+        read += await response.content.read()
+    assert len(read) - len(read.lstrip(b" ")) == blanks
+
+
+async def test_call_without_stream_that_breaks_off_tells_its_status_behind_the_blank(tmp_path: Path) -> None:
+    """Half an answer is an error, never an answer; the head is gone by then."""
     async with (
         stage(tmp_path, Script(parts=[chat("a")])) as worker,
         worker.session.post(CHAT, json=ASKED) as response,
     ):
-        assert response.status == 502
-        assert (await response.json())["error"]["code"] == "worker_failed"
+        body = await response.read()
+    assert body.startswith(b" 502 {")
+    assert msgspec.json.decode(body.removeprefix(b" 502 "))["error"]["code"] == "worker_failed"
+
+
+async def test_call_without_stream_that_is_stopped_in_its_midst_says_so(tmp_path: Path) -> None:
+    """As the answer would have, had it not begun."""
+    never = asyncio.Event()
+    async with (
+        stage(tmp_path, Script(parts=[chat("a"), never])) as worker,
+        worker.session.post(CHAT, json=ASKED, headers=IDS) as response,
+    ):
+        await response.content.readexactly(1)
+        async with worker.session.delete("/requests/job-a.3") as deleted:
+            assert deleted.status == 202
+        body = await response.content.read()
+    assert body.startswith(b"400 {")
+    assert msgspec.json.decode(body.removeprefix(b"400 "))["error"]["code"] == "cancelled"
 
 
 async def test_chunk_of_unknown_form_is_a_502(tmp_path: Path) -> None:
