@@ -160,7 +160,8 @@ class HiveService:
         found = await all_jobs(self.registry.store, JobState.QUEUED, JobState.RUNNING)
         return sorted(found, key=lambda record: record.created_at)
 
-    async def _end_lost(self, record: JobRecord) -> None:
+    async def end_lost(self, record: JobRecord) -> None:
+        """End a command that a hive that stops will not carry out."""
         error = HiveLostError("The hive was stopped before this command had ended.")
         await self.registry.end(
             record.job_id,
@@ -177,7 +178,7 @@ class HiveService:
             await self.runner.close()
             for record in await self._unended():
                 with contextlib.suppress(ConflictError):  # its own end was just being written
-                    await self._end_lost(record)
+                    await self.end_lost(record)
         finally:
             await self.workers.stop_all()
             self.registry.hub.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
 from rbee.jobs import JobRegistry
+from rbee.jobs.records import JobRecord
 from rbee.jobs.store import all_jobs
 from rbee.narration import FileSink, configure
 from rbee.narration.emit import captured_narration
@@ -269,16 +271,38 @@ async def test_heartbeats_end_loudly_when_the_hive_cannot_look_at_itself(
             await hive.service.run_heartbeats()
 
 
+def command(body: bytes) -> Request:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    state = {"correlation_id": "c", "principal": "local"}
+    scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b"", "state": state}
+    return Request(scope, receive)
+
+
 async def test_hive_that_stops_takes_no_command(hive: Hive) -> None:
     await hive.service.close()
 
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": b'{"operation":"hive_check"}', "more_body": False}
-
-    headers = [(b"content-type", b"application/json")]
-    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)
     with pytest.raises(UnavailableError, match="stopping"):
-        await submit(hive.service, request)
+        await submit(hive.service, command(b'{"operation":"hive_check"}'))
+
+
+async def test_command_that_comes_while_the_hive_begins_to_stop_is_lost_and_not_begun(
+    hive: Hive, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down, and by then the hive has stopped what it ran: a worker started now would stay."""
+    create = registry.create
+
+    async def slow(*values: Any, **named: Any) -> JobRecord:
+        await hive.service.close()
+        return await create(*values, **named)
+
+    monkeypatch.setattr(registry, "create", slow)
+    record = await submit(hive.service, command(b'{"operation":"hive_check"}'))
+
+    assert not hive.service.runner.running
+    assert (await registry.get(record.job_id)).reason is Reason.HIVE_LOST
 
 
 async def test_file_of_an_earlier_boot_is_delivered_behind_the_hives_own(hive: Hive) -> None:

@@ -362,3 +362,17 @@ async def test_failure_behind_a_whole_answer_adds_nothing_to_it() -> None:
 
     assert b"".join(message.get("body", b"") for message in sent) == b'{"choices":[]}'
     assert caller.finished.is_set()
+
+
+async def test_call_that_was_accepted_just_before_the_queen_stops_is_refused_and_not_begun(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    url = await whole_queen.url()
+    whole_queen.service.runner.is_closing = True
+    timeout = aiohttp.ClientTimeout(total=5)
+
+    async with caller.post(url + "/v1/chat/completions", json=CALL, timeout=timeout) as response:
+        body = await response.json()
+
+    assert (response.status, body["error"]["message"]) == (503, "The queen is stopping.")
+    assert not whole_queen.service.runner.running
