@@ -138,7 +138,9 @@ class Launches:
                 failure = None
             elif not starting.tickets or decision.is_additional:
                 narrate("queen_start_failed", f"A worker could not be started: {error}", level="error")
-            if failure is not None and decision.is_additional:  # its model has workers, so nobody fails for want of one more
+            if (
+                failure is not None and decision.is_additional
+            ):  # its model has workers, so nobody fails for want of one more
                 self._resting[starting.owner.wanted.kind] = self._book.now() + REST_S
                 failure = None
         finally:

@@ -19,6 +19,7 @@ from rbee.hive.app import submit
 from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
+from rbee.hive.worker_wanted import WorkerWanted
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import JobRecord
 from rbee.jobs.store import all_jobs
@@ -251,6 +252,42 @@ async def test_worker_on_a_device_that_the_engine_cannot_use_is_refused_with_wha
     assert await hive.run(operation) is JobState.FAILED
     [failed] = await all_jobs(hive.service.registry.store, JobState.FAILED)
     assert (failed.message or "").endswith("cannot be used: install a build.")
+
+
+@pytest.mark.parametrize(
+    ("device", "machine_free", "gpu_free", "said"),
+    [
+        ("cuda:0", 0, 10**12, None),
+        ("cuda:0", 10**12, 2**20, "has 1 MiB of memory free on cuda:0."),
+        ("cpu", 2**20, 10**12, "has 1 MiB of memory free."),
+    ],
+)
+async def test_memory_that_counts_is_that_of_the_device_a_worker_is_for(
+    hive: Hive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    machine_free: int,
+    gpu_free: int,
+    said: str,
+) -> None:
+    older_model(tmp_path / "models")
+    gpu = DeviceInfo(device="cuda:0", name="x", memory_bytes=10**12, memory_free_bytes=gpu_free)
+    cpu = DeviceInfo(device="cpu", name="x", memory_bytes=10**12, memory_free_bytes=machine_free)
+    machine = msgspec.structs.replace(hive.service.machine.info(), memory_free_bytes=machine_free)
+    monkeypatch.setattr(hive.service.machine, "devices", lambda: [cpu, gpu])
+    monkeypatch.setattr(hive.service.machine, "info", lambda: machine)
+    started: list[WorkerWanted] = []
+
+    async def start(wanted: WorkerWanted, hive_id: str) -> None:
+        started.append(wanted)
+
+    monkeypatch.setattr(hive.service.workers, "start", start)
+    await hive.run(WorkerSpawn(model=REF, worker_id=new_id("worker"), device=device))
+
+    failed = await all_jobs(hive.service.registry.store, JobState.FAILED)
+    assert [(one.message or "").endswith(str(said)) for one in failed] == ([True] if said else [])
+    assert bool(started) is (said is None)
 
 
 async def test_limit_of_workers_is_told(hive: Hive) -> None:
