@@ -11,6 +11,10 @@ from rbee.contracts.states import WorkerState
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Purpose = Literal["generate", "embed", "rerank"]
 
+# What of a model's work space is the process itself, and for how many tokens of a batch the rest is.
+PROCESS_BYTES = 128 * 1024 * 1024
+BATCH_TOKENS = 512
+
 
 class MachineInfo(Struct, frozen=True, kw_only=True):
     """The machine a hive runs on; memory in bytes."""
@@ -45,9 +49,17 @@ class ModelMemory(Struct, frozen=True, kw_only=True):
     cache_bytes_per_token: int
     work_bytes: int
 
-    def needed_bytes(self, context_tokens: int, slots: int) -> int:
-        """Return what a worker takes that answers `slots` requests of `context_tokens` each at the same time."""
-        return self.weights_bytes + self.work_bytes + self.cache_bytes_per_token * context_tokens * slots
+    def needed_bytes(self, context_tokens: int, slots: int, purpose: Purpose = "generate") -> int:
+        """Return what a worker takes that answers `slots` requests of `context_tokens` each at the same time.
+
+        An input that is embedded or ranked is one batch, as long as the context, and the numbers of all its tokens
+        are kept: measured, that takes twice the work space for each.
+        """
+        work_bytes = self.work_bytes
+        if purpose != "generate":
+            batch_bytes = max(0, work_bytes - PROCESS_BYTES)
+            work_bytes += batch_bytes * (2 * max(BATCH_TOKENS, context_tokens) - BATCH_TOKENS) // BATCH_TOKENS
+        return self.weights_bytes + work_bytes + self.cache_bytes_per_token * context_tokens * slots
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

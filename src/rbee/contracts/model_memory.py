@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from rbee.contracts.heartbeats import ModelMemory
+from rbee.contracts.heartbeats import BATCH_TOKENS, PROCESS_BYTES, ModelMemory
 
-BATCH_TOKENS = 512
-
-_PROCESS_BYTES = 128 * 1024 * 1024
 _ACTIVATIONS = 16
 _CACHED_BYTES = 2
 _WORKING_BYTES = 4
@@ -31,5 +28,5 @@ def estimate_memory(
         weights_bytes=weights_bytes,
         cache_bytes_per_token=_CACHED_BYTES * cached_numbers,
         work_bytes=_WORKING_BYTES * BATCH_TOKENS * (vocabulary_size + _ACTIVATIONS * embedding_length)
-        + _PROCESS_BYTES,
+        + PROCESS_BYTES,
     )

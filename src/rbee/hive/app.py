@@ -110,7 +110,11 @@ async def submit(service: HiveService, request: Request) -> JobRecord:
         parent_job_id=operation.parent_job_id,
         idempotency_key=request.headers.get("idempotency-key"),
     )
-    if not record.is_ended:
+    if record.is_ended:
+        return record
+    if service.is_closing:  # it began to while the command was written down: what starts now, nobody would stop
+        await service.end_lost(record)
+    else:
         service.runner.launch(record, operation)
     return record
 

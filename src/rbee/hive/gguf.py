@@ -116,11 +116,14 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def memory_of(header: GgufHeader) -> ModelMemory:
-    """Estimate the memory a worker needs with this model (see `estimate_memory`)."""
+    """Estimate the memory a worker needs with this model (see `estimate_memory`).
+
+    One that only turns text into numbers makes none for each token that it knows.
+    """
     return estimate_memory(
         weights_bytes=header.file_size_bytes,
         cached_numbers=sum(header.kv_heads) * (header.key_length + header.value_length),
-        vocabulary_size=header.vocabulary_size,
+        vocabulary_size=0 if header.architecture in EMBEDDING_ARCHITECTURES else header.vocabulary_size,
         embedding_length=header.embedding_length,
     )
 

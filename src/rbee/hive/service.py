@@ -160,7 +160,8 @@ class HiveService:
         found = await all_jobs(self.registry.store, JobState.QUEUED, JobState.RUNNING)
         return sorted(found, key=lambda record: record.created_at)
 
-    async def _end_lost(self, record: JobRecord) -> None:
+    async def end_lost(self, record: JobRecord) -> None:
+        """End a command that a hive that stops will not carry out."""
         error = HiveLostError("The hive was stopped before this command had ended.")
         await self.registry.end(
             record.job_id,
@@ -177,7 +178,7 @@ class HiveService:
             await self.runner.close()
             for record in await self._unended():
                 with contextlib.suppress(ConflictError):  # its own end was just being written
-                    await self._end_lost(record)
+                    await self.end_lost(record)
         finally:
             await self.workers.stop_all()
             self.registry.hub.close()
@@ -268,7 +269,7 @@ class HiveService:
         if model.size_bytes:
             model = await self.models.facts(model)
             self.models.note_use(model)
-            needed_bytes = self._check_memory(operation, model)
+            needed_bytes = await self._check_memory(operation, model)
         wanted = WorkerWanted(
             worker_id=worker_id,
             model=model,
@@ -325,18 +326,28 @@ class HiveService:
         if engine == "llama_cpp" and not found.is_usable:
             raise InvalidRequestError(f"{device} of {self.hive_id} cannot be used: {found.note}", param="device")
 
-    def _check_memory(self, operation: WorkerSpawn, model: LocalModel) -> int:
-        """Return about how many bytes the worker will take; refuse one that there is no room for."""
+    async def _check_memory(self, operation: WorkerSpawn, model: LocalModel) -> int:
+        """Return about how many bytes the worker will take; refuse one that there is no room for on its device."""
         assert model.facts is not None
-        needed = model.facts.memory.needed_bytes(operation.context_tokens, operation.slots)
-        free = self.machine.info().memory_free_bytes
-        if needed > free:
+        memory, slots, context_tokens = model.facts.memory, operation.slots, operation.context_tokens
+        needed = memory.needed_bytes(context_tokens, slots, operation.purpose)
+        device = operation.device or "cpu"
+        free = await self._memory_free(device)
+        if free is not None and needed > free:
+            on = "" if device == "cpu" else f" on {device}"
             raise NoCapacityError(
-                f"{operation.model} with {operation.slots} slots of {operation.context_tokens} tokens needs "
-                f"{needed // 2**20} MiB; {self.hive_id} has {free // 2**20} MiB of memory free.",
+                f"{operation.model} with {slots} slots of {context_tokens} tokens needs {needed // 2**20} MiB; "
+                f"{self.hive_id} has {free // 2**20} MiB of memory free{on}.",
                 remedy="Ask for fewer slots or a shorter context, or stop another worker.",
             )
         return needed
+
+    async def _memory_free(self, device: str) -> int | None:
+        """Return how many bytes a device has free; None for one whose driver does not tell."""
+        if device == "cpu":
+            return self.machine.info().memory_free_bytes
+        devices = await asyncio.to_thread(self.machine.devices)
+        return next((one.memory_free_bytes for one in devices if one.device == device and one.memory_bytes), None)
 
     async def worker_stop(self, job: RunningJob) -> None:
         """Stop a worker; complete when nothing of it is left."""

@@ -126,6 +126,9 @@ class JobRunner:
         handlers: By operation type.
         is_known: Whoever hears this program speak knows its jobs. Else its closing sentence names the job in a
             field: `<actor>_job_id`.
+
+    Attributes:
+        is_closing: Nobody would wait for what is launched now.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class JobRunner:
         self.owner = owner
         self._handlers = dict(handlers)
         self._jobs: dict[str, RunningJob] = {}
+        self.is_closing = False
 
     @property
     def running(self) -> Mapping[str, RunningJob]:
@@ -185,6 +189,7 @@ class JobRunner:
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Give running jobs `grace_s` seconds, then interrupt them; they stay on disk as they are."""
+        self.is_closing = True
         tasks = [job.task for job in self._jobs.values() if job.task is not None]
         if not tasks:
             return

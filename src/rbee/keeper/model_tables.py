@@ -103,7 +103,9 @@ def shown_model(name: str, hives: Sequence[HiveView], settings: SettingsInForce)
             ModelCopy(
                 hive_id=hive.hive_id,
                 info=info,
-                needed_bytes=info.memory.needed_bytes(*tokens) if info.memory is not None else None,
+                needed_bytes=info.memory.needed_bytes(*tokens, own.purpose or info.purpose or "generate")
+                if info.memory is not None
+                else None,
             )
             for hive in hives
             for info in hive.models

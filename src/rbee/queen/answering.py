@@ -110,9 +110,9 @@ class Answering:
                 return
             except OverloadedError:  # it is just freeing a slot, or answers for a job that was given up
                 pass
-            except (WorkerLostError, UnavailableError):  # gone; stopping
+            except (WorkerLostError, UnavailableError) as error:  # gone; stopping
                 if loop.time() - began_at >= self._settings.hive_lost_s:
-                    raise
+                    raise _lost(placement, error) from error
             await asyncio.sleep(ASK_AGAIN_S)
 
     async def found_again(self, placement: Placement) -> None:
@@ -293,6 +293,14 @@ class Answering:
             return error  # it lives, and takes us for a caller that left: it was cut off
         told = ended or failure_of(placement.closing.result())
         return told if isinstance(told, RbeeError) else error
+
+
+def _lost(placement: Placement, error: RbeeError) -> RbeeError:
+    """Take a worker that would take on nothing for so long as lost: another one may answer."""
+    if isinstance(error, (WorkerLostError, HiveLostError)):
+        return error
+    said = f"The worker {placement.worker_id} took on no answer: {error.message}"
+    return WorkerLostError(said, details={"worker_id": placement.worker_id})
 
 
 def told_in(frame: bytes) -> RbeeError:

@@ -79,6 +79,7 @@ class Caller:
 
     Attributes:
         is_started: Its head was sent.
+        is_framed: It is a stream of events.
         has_answer: Some of the answer was sent.
         is_waited_for: It is being sent something, and takes its time.
         first_at: When it was sent the first of the answer, in seconds since 1970.
@@ -111,6 +112,7 @@ class Caller:
         self._in_full: tuple[RbeeError, RbeeError] | None = None
         self.splice = splice
         self.is_started = False
+        self.is_framed = False
         self.has_answer = False
         self.is_waited_for = False
         self.first_at: float | None = None
@@ -125,6 +127,7 @@ class Caller:
         if not self.is_started:
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             raw += [(b"x-job-id", self._job_id.encode()), (b"x-request-id", self._job_id.encode())]
+            self.is_framed = headers.get("content-type", "").startswith("text/event-stream")
             await self._send({"type": "http.response.start", "status": status, "headers": raw})
             self.is_started = True
 
@@ -198,8 +201,12 @@ class Caller:
         self.finished.set()
 
     async def fail(self, error: RbeeError) -> None:
-        """Tell a caller whose response has begun: one `error` frame, then the end without `[DONE]`."""
-        await self.send(error_frame(error, job_id=self._job_id))
+        """Tell a caller whose response has begun: one `error` frame, then the end without `[DONE]`.
+
+        An answer that does not stream was sent as a whole, so that there is nothing to tell of it.
+        """
+        if self.is_framed:
+            await self.send(error_frame(error, job_id=self._job_id))
         await self.finish()
 
 

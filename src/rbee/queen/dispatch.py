@@ -29,8 +29,9 @@ from rbee.queen.turns import Turns
 from rbee.queen.workers import Placement, WorkerBook
 
 LOOK_AGAIN_S = 1.0
-# After a look at all who wait that took longer than this, the next one comes after so many times as long.
-LONG_S = 0.005
+# After a look at all who wait that took longer than this, the next one comes after so many times as long. Each
+# heartbeat is worth a look, and of a thousand hives there is one every millisecond.
+LONG_S = 0.0002
 REST_FACTOR = 4.0
 
 SayPlaced = Callable[[Placement], list[bytes]]

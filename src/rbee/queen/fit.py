@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from rbee.contracts.heartbeats import ModelInfo, ModelMemory
+from rbee.contracts.heartbeats import ModelInfo, ModelMemory, Purpose
 from rbee.contracts.models import KNOWN_MODELS
 
 # What a model whose header nobody has read yet is taken to need besides its file.
@@ -55,7 +55,15 @@ class Need(Struct, frozen=True):
         return (free_bytes - self.base_bytes) // self.slot_bytes
 
 
-def need_of(model: str, info: ModelInfo | None, *, slots: int, context_tokens: int, slots_min: int = 1) -> Need:
+def need_of(
+    model: str,
+    info: ModelInfo | None,
+    *,
+    slots: int,
+    context_tokens: int,
+    slots_min: int = 1,
+    purpose: Purpose = "generate",
+) -> Need:
     """Return what a worker needs, by the file's header, else by the file's size.
 
     Args:
@@ -64,12 +72,13 @@ def need_of(model: str, info: ModelInfo | None, *, slots: int, context_tokens: i
         slots: How many slots are wanted.
         context_tokens: Tokens of one request; no more than the model was trained for are ever given.
         slots_min: With how many slots it is worth starting.
+        purpose: What the worker is for.
     """
     context_tokens = min(context_tokens, (info.context_tokens if info else None) or context_tokens)
     if info is not None and info.memory is not None:
         memory = info.memory
-        base_bytes = memory.needed_bytes(context_tokens, 0)
-        slot_bytes = memory.needed_bytes(context_tokens, 1) - base_bytes
+        base_bytes = memory.needed_bytes(context_tokens, 0, purpose)
+        slot_bytes = memory.needed_bytes(context_tokens, 1, purpose) - base_bytes
         return Need(base_bytes, slot_bytes, slots, slots_min, context_tokens)
     known = KNOWN_MODELS.get(model)
     size_bytes = info.size_bytes if info is not None else known.size_bytes if known is not None else None
@@ -82,8 +91,15 @@ def by_size(file_bytes: int) -> int:
     return int(file_bytes * MEMORY_FACTOR) + MEMORY_BASE_BYTES
 
 
-def taken_bytes(memory: ModelMemory | None, size_bytes: int | None, *, slots: int, context_tokens: int) -> int:
+def taken_bytes(
+    memory: ModelMemory | None,
+    size_bytes: int | None,
+    *,
+    slots: int,
+    context_tokens: int,
+    purpose: Purpose = "generate",
+) -> int:
     """Return about what a worker takes whose hive does not say it; 0 where nothing is known."""
     if memory is not None:
-        return memory.needed_bytes(context_tokens, slots)
+        return memory.needed_bytes(context_tokens, slots, purpose)
     return 0 if size_bytes is None else by_size(size_bytes)

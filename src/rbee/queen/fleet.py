@@ -142,7 +142,13 @@ class Fleet:
         if found is None:
             return 0
         context_tokens = info.context_tokens or self._settings.context_tokens
-        return taken_bytes(found.memory, found.size_bytes, slots=info.slots, context_tokens=context_tokens)
+        return taken_bytes(
+            found.memory,
+            found.size_bytes,
+            slots=info.slots,
+            context_tokens=context_tokens,
+            purpose=info.purpose,
+        )
 
     def _forget_others(self, hive_id: str, there: list[WorkerInfo]) -> None:
         """Forget the workers that were on a hive and no longer are."""

@@ -110,7 +110,7 @@ class HiveApi:
                 why = why if isinstance(error, TimeoutError) else _why(error)
                 if loop.time() + RETRY_S >= deadline:
                     raise self._lost(hive_id, why) from error
-            await self._book.changed(RETRY_S)
+            await self._book.news_of(hive_id, RETRY_S)
 
     def _lost(self, hive_id: str, why: str) -> HiveLostError:
         return HiveLostError(f"The hive {hive_id} could not be reached for {self._timeout_s:g} s: {why}")

@@ -49,6 +49,7 @@ class HiveBook:
         self._gone: dict[str, None] = {}
         self._listeners: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
+        self._news: dict[str, int] = {}
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have a function called with the hive after every heartbeat and every end of a worker."""
@@ -83,6 +84,7 @@ class HiveBook:
         changed.set()
 
     def _tell(self, hive_id: str) -> None:
+        self._news[hive_id] = self._news.get(hive_id, 0) + 1
         for listener in self._listeners:
             listener(hive_id)
 
@@ -91,6 +93,16 @@ class HiveBook:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def news_of(self, hive_id: str, timeout_s: float) -> None:
+        """Wait until one hive is heard, or tells of a worker's end, at most `timeout_s`."""
+        before = self._news.get(hive_id, 0)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._news.get(hive_id, 0) == before:
+                    await self._changed.wait()
         except TimeoutError:
             pass
 
@@ -125,6 +137,12 @@ class HiveBook:
             if self.state_of(hive) is not HiveState.LOST:
                 yield from self.workers_of(hive)
 
+    def _workers_on(self, hive_id: str) -> Iterator[Worker]:
+        """Return the workers of one hive; none where it is lost, or was never heard of."""
+        hive = self._hives.get(hive_id)
+        is_there = hive is not None and self.state_of(hive) is not HiveState.LOST
+        return self.workers_of(hive) if hive is not None and is_there else iter(())
+
     def workers_of(self, hive: Hive) -> Iterator[Worker]:
         """Return the workers of a hive, without those whose end was told."""
         return (Worker(hive, info) for info in hive.heartbeat.workers if info.worker_id not in self._gone)
@@ -135,14 +153,14 @@ class HiveBook:
         Raises:
             NotFoundError: No hive has it.
         """
-        for worker in self.workers():
-            if worker.worker_id == worker_id and hive_id in (None, worker.hive.hive_id):
+        for worker in self.workers() if hive_id is None else self._workers_on(hive_id):
+            if worker.worker_id == worker_id:
                 return worker
         raise NotFoundError(f"There is no worker {worker_id}.", param="worker_id")
 
     def lists(self, worker_id: str, hive_id: str) -> bool:
         """Tell whether a hive has a worker, in whatever state."""
-        return any((worker.worker_id, worker.hive.hive_id) == (worker_id, hive_id) for worker in self.workers())
+        return any(worker.worker_id == worker_id for worker in self._workers_on(hive_id))
 
     def has_prefill(self, worker_id: str) -> bool:
         """Tell whether a worker goes on from the beginning of an answer; one that is not known is taken to."""
@@ -151,9 +169,8 @@ class HiveBook:
     def has_ready(self, worker_id: str, hive_id: str) -> bool:
         """Tell whether a worker can be asked."""
         return any(
-            (worker.worker_id, worker.hive.hive_id) == (worker_id, hive_id)
-            and worker.info.state is WorkerState.READY
-            for worker in self.workers()
+            worker.worker_id == worker_id and worker.info.state is WorkerState.READY
+            for worker in self._workers_on(hive_id)
         )
 
 

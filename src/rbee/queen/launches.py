@@ -11,7 +11,7 @@ from rbee.contracts.ids import new_id
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Phase
 from rbee.contracts.strict import nearest
-from rbee.errors import InvalidRequestError, NoCapacityError, RbeeError
+from rbee.errors import CrashLoopError, InvalidRequestError, NoCapacityError, RbeeError
 from rbee.jobs import RunningJob
 from rbee.jobs.endings import incident
 from rbee.jobs.runner import narration_event
@@ -30,6 +30,9 @@ from rbee.queen.tickets import Starting, Ticket
 # How long another worker of a model is not tried for again after it could not be started.
 REST_S = 60.0
 MAKE_ROOM_MAX = 8
+# So often a job whose hive had no room for its worker after all is placed anew, once that hive was heard again.
+REFUSALS_MAX = 3
+NEWS_S = 10.0
 
 
 class Launches:
@@ -131,14 +134,33 @@ class Launches:
                 await self._start(starting)
         except Exception as error:  # noqa: BLE001  # raised in the task of each job that waits
             failure = error if isinstance(error, RbeeError) else incident(error, "the start of a worker")
-            if not starting.tickets or decision.is_additional:
+            if await self._is_refused(starting, failure):
+                failure = None
+            elif not starting.tickets or decision.is_additional:
                 narrate("queen_start_failed", f"A worker could not be started: {error}", level="error")
-            if decision.is_additional:  # its model has workers, so nobody fails for want of one more
+            if (
+                failure is not None and decision.is_additional
+            ):  # its model has workers, so nobody fails for want of one more
                 self._resting[starting.owner.wanted.kind] = self._book.now() + REST_S
                 failure = None
         finally:
             self.end(starting, failure)
             self.on_change()
+
+    async def _is_refused(self, starting: Starting, failure: RbeeError) -> bool:
+        """Tell whether a hive has no room after all, so that it is decided anew by what it says next.
+
+        What it measures may have changed since its last heartbeat, and what a model takes that was fetched only now
+        nobody knew before.
+        """
+        owner, hive_id = starting.owner, starting.decision.hive_id
+        is_full = isinstance(failure, NoCapacityError) and not isinstance(failure, CrashLoopError)
+        if not is_full or starting.decision.is_additional or owner.refusals >= REFUSALS_MAX:
+            return False
+        owner.refusals += 1
+        owner.made_room = f"{hive_id} had no room before: {failure.message.rstrip('.')}"
+        await self._book.news_of(hive_id, NEWS_S)
+        return True
 
     async def _start(self, starting: Starting) -> None:
         decision, wanted = starting.decision, starting.owner.wanted

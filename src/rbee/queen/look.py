@@ -35,6 +35,7 @@ class Look:
             slots=wanted.slots,
             context_tokens=wanted.context_tokens,
             slots_min=wanted.slots_min,
+            purpose=wanted.kind.purpose,
         )
 
     def hives(self) -> Iterator[HiveSpot]:

@@ -76,7 +76,7 @@ class RoomMaker:
             stop.result()
         deadline = self._book.now() + HEARD_S
         while self._is_listed(start) and self._book.now() < deadline:
-            await self._book.changed(LOOK_S)
+            await self._book.news_of(start.hive_id, LOOK_S)
 
     async def close(self) -> None:
         """Wait for no stop any more; those that are accepted are on disk."""

@@ -53,7 +53,7 @@ class Preloads:
                 spawn = self.missing(model)
                 if spawn is not None:
                     self._note(model, await self._spawn(spawn))
-            await self._book.changed(LOOK_S)
+            await asyncio.sleep(LOOK_S)  # not at each heartbeat: of a thousand hives there are many
 
     def missing(self, model: str) -> WorkerSpawn | None:
         """Return what is to be started for a model now; None where it is there, or there is no room for it."""

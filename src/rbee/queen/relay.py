@@ -224,6 +224,10 @@ class _RelayedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the call as a job; the response ends when its bytes do, the job when its log has them."""
         call, runner = self._call, self._relay.runner
+        if runner.is_closing:  # since the call was accepted; the next start ends it
+            error = UnavailableError("The queen is stopping.")
+            await error_response(error, job_id=call.record.job_id)(scope, receive, send)
+            return
         caller = call.caller(send)
 
         async def handler(job: RunningJob) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class WorkerStarter:
                 raise ended.result().error()
             if loop.time() >= deadline:
                 raise HiveLostError(f"The hive of {worker_id} was silent after it had started it.")
-            await self._book.changed(0.5)
+            await self._book.news_of(hive_id, 0.5)
 
 
 def _is_crash(error: RbeeError) -> bool:

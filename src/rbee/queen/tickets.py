@@ -34,7 +34,8 @@ class Ticket:
         why: Why that one.
         wait: What it waits for.
         starting: The start that it waits for.
-        made_room: What was stopped for it.
+        made_room: What was stopped for it, or which hive had no room after all.
+        refusals: How often one had none.
         error: What that start failed with.
         told: What its log was told last about its wait.
         told_at: Loop time of that.
@@ -50,6 +51,7 @@ class Ticket:
         self.wait: Wait | None = None
         self.starting: Starting | None = None
         self.made_room = ""
+        self.refusals = 0
         self.error: RbeeError | None = None
         self.told = ""
         self.told_at = -math.inf

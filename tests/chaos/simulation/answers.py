@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from rbee.testing.virtual_process import Process
+from rbee.worker.engines import EngineTraits
 
 PIECE_CHARS = 3
 DONE = b"data: [DONE]\n\n"
@@ -35,6 +36,8 @@ class CountingEngine:
         process: The worker it runs in.
         token_s: How long one token takes.
     """
+
+    traits = EngineTraits()
 
     def __init__(self, process: Process, token_s: float) -> None:
         self._process = process

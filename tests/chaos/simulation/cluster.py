@@ -143,7 +143,11 @@ class Cluster:
             return Process(self.loop, f"{machine.name}.worker.{pid}", machine, self.seed, actor="worker")
 
         async def program(running: Running) -> None:
-            await worker_program(running, self.computers[machine], self)
+            try:
+                await worker_program(running, self.computers[machine], self)
+            except Exception as error:  # noqa: BLE001  # a program that ends by itself is a fault
+                self.faults.append(f"{running.process.name} ended with {error!r}")
+                running.end(ExitStatus(exit_code=1))
 
         return Computer(machine, make, program)
 

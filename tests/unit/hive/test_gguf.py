@@ -87,6 +87,22 @@ def test_memory_estimate_is_the_documented_sum(tmp_path: Path) -> None:
     )
 
 
+def test_embedding_takes_a_batch_as_long_as_the_context(tmp_path: Path) -> None:
+    memory = memory_of(read(tmp_path, WHOLE))
+    work = 4 * 512 * (3 + 16 * 64)
+
+    more = memory.needed_bytes(2048, 1, "embed") - memory.needed_bytes(2048, 1)
+
+    assert more == 2 * (2048 // 512) * work - work
+    assert memory.needed_bytes(2048, 1, "rerank") == memory.needed_bytes(2048, 1, "embed")
+
+
+def test_model_that_only_embeds_makes_no_numbers_for_the_tokens_it_knows(tmp_path: Path) -> None:
+    values = {key.replace("llama.", "bert."): value for key, value in LLAMA.items()}
+    header = read(tmp_path, tiny_gguf(values | {"general.architecture": "bert"}))
+    assert memory_of(header).work_bytes == 4 * 512 * 16 * 64 + 128 * 1024 * 1024
+
+
 def test_empty_file_is_no_gguf(tmp_path: Path) -> None:
     assert "does not begin with the letters GGUF" in refusal(tmp_path, b"")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,9 @@ from rbee.hive.app import submit
 from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
+from rbee.hive.worker_wanted import WorkerWanted
 from rbee.jobs import JobRegistry
+from rbee.jobs.records import JobRecord
 from rbee.jobs.store import all_jobs
 from rbee.narration import FileSink, configure
 from rbee.narration.emit import captured_narration
@@ -251,6 +254,42 @@ async def test_worker_on_a_device_that_the_engine_cannot_use_is_refused_with_wha
     assert (failed.message or "").endswith("cannot be used: install a build.")
 
 
+@pytest.mark.parametrize(
+    ("device", "machine_free", "gpu_free", "said"),
+    [
+        ("cuda:0", 0, 10**12, None),
+        ("cuda:0", 10**12, 2**20, "has 1 MiB of memory free on cuda:0."),
+        ("cpu", 2**20, 10**12, "has 1 MiB of memory free."),
+    ],
+)
+async def test_memory_that_counts_is_that_of_the_device_a_worker_is_for(
+    hive: Hive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    machine_free: int,
+    gpu_free: int,
+    said: str,
+) -> None:
+    older_model(tmp_path / "models")
+    gpu = DeviceInfo(device="cuda:0", name="x", memory_bytes=10**12, memory_free_bytes=gpu_free)
+    cpu = DeviceInfo(device="cpu", name="x", memory_bytes=10**12, memory_free_bytes=machine_free)
+    machine = msgspec.structs.replace(hive.service.machine.info(), memory_free_bytes=machine_free)
+    monkeypatch.setattr(hive.service.machine, "devices", lambda: [cpu, gpu])
+    monkeypatch.setattr(hive.service.machine, "info", lambda: machine)
+    started: list[WorkerWanted] = []
+
+    async def start(wanted: WorkerWanted, hive_id: str) -> None:
+        started.append(wanted)
+
+    monkeypatch.setattr(hive.service.workers, "start", start)
+    await hive.run(WorkerSpawn(model=REF, worker_id=new_id("worker"), device=device))
+
+    failed = await all_jobs(hive.service.registry.store, JobState.FAILED)
+    assert [(one.message or "").endswith(str(said)) for one in failed] == ([True] if said else [])
+    assert bool(started) is (said is None)
+
+
 async def test_limit_of_workers_is_told(hive: Hive) -> None:
     hive.service.settings = msgspec.structs.replace(hive.service.settings, workers_max=2)
     assert (await hive.service.heartbeat()).workers_max == 2
@@ -269,16 +308,38 @@ async def test_heartbeats_end_loudly_when_the_hive_cannot_look_at_itself(
             await hive.service.run_heartbeats()
 
 
+def command(body: bytes) -> Request:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    state = {"correlation_id": "c", "principal": "local"}
+    scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b"", "state": state}
+    return Request(scope, receive)
+
+
 async def test_hive_that_stops_takes_no_command(hive: Hive) -> None:
     await hive.service.close()
 
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": b'{"operation":"hive_check"}', "more_body": False}
-
-    headers = [(b"content-type", b"application/json")]
-    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)
     with pytest.raises(UnavailableError, match="stopping"):
-        await submit(hive.service, request)
+        await submit(hive.service, command(b'{"operation":"hive_check"}'))
+
+
+async def test_command_that_comes_while_the_hive_begins_to_stop_is_lost_and_not_begun(
+    hive: Hive, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down, and by then the hive has stopped what it ran: a worker started now would stay."""
+    create = registry.create
+
+    async def slow(*values: Any, **named: Any) -> JobRecord:
+        await hive.service.close()
+        return await create(*values, **named)
+
+    monkeypatch.setattr(registry, "create", slow)
+    record = await submit(hive.service, command(b'{"operation":"hive_check"}'))
+
+    assert not hive.service.runner.running
+    assert (await registry.get(record.job_id)).reason is Reason.HIVE_LOST
 
 
 async def test_file_of_an_earlier_boot_is_delivered_behind_the_hives_own(hive: Hive) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Phase
-from rbee.errors import ModelInvalidError, NoCapacityError
+from rbee.errors import DownloadFailedError, ModelInvalidError, NoCapacityError
 from rbee.jobs import JobRegistry
+from rbee.queen import launches
 from tests.unit.queen.queen_stage import GIB, MODEL, worker_exit
 from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
@@ -134,7 +135,7 @@ async def test_job_that_comes_while_a_start_is_being_cancelled_gets_one_of_its_o
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [
-        (NoCapacityError("No room."), "no_capacity"),
+        (DownloadFailedError("It cannot be had."), "download_failed"),
         (ModelInvalidError("It is no model."), "model_invalid"),
         (RuntimeError("a fault of the hive's"), "internal"),
     ],
@@ -260,6 +261,42 @@ async def test_model_that_fits_nowhere_fails_with_the_reason_of_each_hive(tmp_pa
 
     assert (end["state"], end["reason"]) == ("failed", "no_capacity")
     assert f"{hive.hive_id} has 1024 MiB of memory free" in end["message"]
+
+
+async def test_job_whose_hive_has_no_room_after_all_goes_to_the_next_one(whole_queen: Queen) -> None:
+    """The hive measured less than it had told; by what it tells next, another one has more."""
+    hive, other = await whole_queen.live_hive(free=8 * GIB), await whole_queen.live_hive(free=4 * GIB)
+    hive.failure = NoCapacityError("There are 10 MiB of memory free.")
+
+    job_id = await whole_queen.infer()
+    await until(lambda: len(hive.commands) == 1)
+    hive.free = 10 * 2**20
+    while not other.workers:  # noqa: ASYNC110  # until it is decided anew, by whatever it told last
+        hive.beat()
+        await asyncio.sleep(0.01)
+    await whole_queen.until_running(job_id)
+
+    said = [event["message"] for event in await whole_queen.log(job_id) if event.get("action") == "queen_forward"]
+    assert len(hive.commands) == 1
+    assert said[1] == (
+        f"Placed on {other.hive_id}, which starts a worker: no worker has {MODEL} loaded, and {other.hive_id} has the "
+        f"memory for it; {hive.hive_id} had no room before: There are 10 MiB of memory free."
+    )
+
+
+async def test_hive_that_has_no_room_again_and_again_fails_the_job_with_its_own_words(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive()
+    hive.failure = NoCapacityError("There are 10 MiB of memory free.")
+
+    job_id = await whole_queen.infer()
+    ending = asyncio.ensure_future(whole_queen.end(job_id))
+    while not ending.done():  # noqa: ASYNC110  # it says so once for each of them
+        hive.beat()
+        await asyncio.sleep(0.01)
+
+    end = ending.result()
+    assert (end["reason"], end["message"]) == ("no_capacity", hive.failure.message)
+    assert len(hive.commands) == launches.REFUSALS_MAX + 1
 
 
 async def test_hive_that_comes_late_is_used(whole_queen: Queen) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from rbee.contracts.ids import new_id
@@ -46,6 +48,21 @@ async def test_hive_is_live_stale_and_lost_by_its_silence(
 
     assert book.state_of(book.hive("h")) is state
     assert [worker.worker_id for worker in book.workers()] == ([] if state is HiveState.LOST else [WORKER])
+
+
+async def test_news_of_one_hive_are_its_own_heartbeats_and_the_ends_of_its_workers(book: HiveBook) -> None:
+    book.beat("h", heartbeat(worker_info(WORKER)))
+    book.beat("other", heartbeat())
+    for tell in (lambda: book.beat("h", heartbeat(worker_info(WORKER))), lambda: book.worker_gone(WORKER)):
+        waiting = asyncio.ensure_future(book.news_of("h", 60))
+        await asyncio.sleep(0)
+        book.beat("other", heartbeat())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        tell()
+        async with asyncio.timeout(5):
+            await waiting
 
 
 async def test_returning_hive_is_live_again(book: HiveBook, clock: Clock) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rbee.contracts.events import new_event
 from rbee.contracts.operations import WorkerSpawn
 from rbee.contracts.states import JobState, Reason
-from rbee.errors import DeadlineExceededError, ModelInvalidError, WorkerError
+from rbee.errors import DeadlineExceededError, ModelInvalidError, UnavailableError, WorkerError
 from rbee.jobs import JobRegistry
 from rbee.jobs.endings import Stop
 from rbee.queen import answering, old_requests
@@ -252,6 +252,21 @@ async def test_worker_that_its_live_hive_no_longer_has_is_lost_though_nobody_tol
         beating.cancel()
 
     assert (end["reason"], end["error"]["worker_id"]) == ("worker_lost", first)
+
+
+async def test_answer_of_a_worker_that_is_being_stopped_is_given_by_another_one(tmp_path: Path) -> None:
+    """Also where nobody tells of its end: after `hive_lost_s` without being taken on, it counts as lost."""
+    async with queen_of(tmp_path, hive_lost_s=0.1, hive_stale_s=600.0) as queen:
+        hive, other = await queen.live_hive(), await queen.live_hive()
+        hive.refusals = [UnavailableError("This worker is being stopped.")] * 1000
+        job_id, first = await asked(queen, hive)
+        second = other.has_worker()
+        hive.drains(first)
+        await until(lambda: len(other.asked) == 1)
+        await other.answer(second, job_id, "all", attempt=2)
+        end = await queen.end(job_id)
+
+    assert (end["state"], end["result"]["text"], end["result"]["attempts"]) == ("completed", "all", 2)
 
 
 async def test_prompt_is_counted_by_the_attempt_that_began_the_answer(whole_queen: Queen) -> None:

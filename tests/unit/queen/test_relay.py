@@ -10,6 +10,7 @@ import pytest
 
 from rbee.errors import ContextExceededError, UnavailableError
 from rbee.queen import answering, patience
+from rbee.queen.callers import Caller
 from tests.unit.queen.queen_stage import MODEL, closing, worker_exit
 from tests.unit.queen.scripted_engine import message_frames
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, until
@@ -449,3 +450,34 @@ async def test_queen_that_stops_ends_a_waiting_call_with_unavailable(
 
     async with await call as response:
         assert response.status == 503
+
+
+async def test_failure_behind_a_whole_answer_adds_nothing_to_it() -> None:
+    """A queen that stops between an answer and its end leaves the JSON as it is."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    caller = Caller(send, "job-1", None)
+    await caller.start(200, {"content-type": "application/json"})
+    await caller.send(caller.take(b'{"choices":[]}', 1))
+
+    await caller.fail(UnavailableError("The queen is stopping."))
+
+    assert b"".join(message.get("body", b"") for message in sent) == b'{"choices":[]}'
+    assert caller.finished.is_set()
+
+
+async def test_call_that_was_accepted_just_before_the_queen_stops_is_refused_and_not_begun(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    url = await whole_queen.url()
+    whole_queen.service.runner.is_closing = True
+    timeout = aiohttp.ClientTimeout(total=5)
+
+    async with caller.post(url + "/v1/chat/completions", json=CALL, timeout=timeout) as response:
+        body = await response.json()
+
+    assert (response.status, body["error"]["message"]) == (503, "The queen is stopping.")
+    assert not whole_queen.service.runner.running
