@@ -24,6 +24,7 @@ def programs(guide: str) -> list[str]:
 
 
 PROGRAMS = [*programs("follow-jobs-from-python.md"), *programs("keep-jobs-in-a-file.md")]
+OPENAI, ANTHROPIC, BACKGROUND = programs("use-openai-and-anthropic-clients.md")
 
 
 async def run(program: str, *arguments: str, env: dict[str, str]) -> tuple[str, list[str]]:
@@ -45,7 +46,11 @@ async def run(program: str, *arguments: str, env: dict[str, str]) -> tuple[str, 
     return out.decode(), err.decode().splitlines()
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["sync", "async", "own"])
+@pytest.mark.parametrize(
+    "program",
+    [*PROGRAMS, OPENAI, ANTHROPIC, BACKGROUND],
+    ids=["sync", "async", "own", "openai", "anthropic", "background"],
+)
 def test_documented_program_is_short(program: str) -> None:
     """Somebody reads it from top to bottom."""
     assert len(program.splitlines()) <= LINES_MAX
@@ -72,6 +77,35 @@ async def test_program_with_an_event_loop_prints_both_answers(rbee_stack: LocalS
     assert all(f"{text}\n" in out for text in results)
     assert len(out) == sum(len(text) + 1 for text in results)
     assert told == []
+
+
+async def test_program_of_openais_client_prints_what_is_done_and_the_answer(rbee_stack: LocalStack) -> None:
+    """Each sentence in parentheses, before the answer."""
+    out, told = await run(OPENAI, env={**rbee_stack.env, "RBEE_QUEEN_URL": rbee_stack.url})
+    assert told == []
+    lines = out.splitlines()
+    assert lines[0] == "(Accepted: /v1/chat/completions of smollm2:135m.)"
+    answer = "\n".join(line for line in lines if not line.startswith("("))
+    assert answer.strip()
+
+
+async def test_program_of_anthropics_client_prints_the_answer(rbee_stack: LocalStack) -> None:
+    """As a call of its own."""
+    out, told = await run(ANTHROPIC, env={**rbee_stack.env, "RBEE_QUEEN_URL": rbee_stack.url})
+    async with rbee_stack.client() as client:
+        (job,) = (await client.jobs(operation="message")).data
+    assert (job.state, told) == ("completed", [])
+    assert out.strip()
+
+
+async def test_program_that_asks_in_the_background_prints_the_answer(rbee_stack: LocalStack) -> None:
+    """Read again when it is there."""
+    out, told = await run(BACKGROUND, env={**rbee_stack.env, "RBEE_QUEEN_URL": rbee_stack.url})
+    async with rbee_stack.client() as client:
+        (job,) = (await client.jobs(operation="response")).data
+    assert (job.state, told) == ("completed", [])
+    assert job.result is not None
+    assert out == job.result["text"] + "\n"
 
 
 async def test_program_with_jobs_of_its_own_tells_their_story(tmp_path: Path) -> None:

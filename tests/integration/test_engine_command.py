@@ -192,6 +192,33 @@ async def test_lost_hive_ends_worker_and_engine(start: Start, tmp_path: Path) ->
     await gone(worker)
 
 
+def family() -> str:
+    """Describe an engine that has a child which leaves its group."""
+    small = Path(__file__).parents[1] / "unit" / "worker" / "small_server.py"
+    command = [sys.executable, str(small), "{port}", "family"]
+    return f"[engines.tcp]\ncommand = {msgspec.json.encode(command).decode()}\n"
+
+
+async def test_engine_that_ends_leaves_nothing(start: Start) -> None:
+    """Not what it had started, wherever that went: its memory is wanted."""
+    worker = start(text=family())
+    await worker.ready()
+    engine_of(worker).kill()
+    assert await worker.end() == 1
+    assert left_of(worker) == []
+
+
+async def test_lost_hive_ends_all_that_an_engine_started(start: Start, tmp_path: Path) -> None:
+    """There may be no hive again to look for it."""
+    lock = FileLock(Home.at(tmp_path).hive_lock)
+    assert lock.acquire()
+    worker = start("--worker-lease-s", "0.5", text=family(), environ={"RBEE_HIVE_ID": HIVE_ID})
+    await worker.ready()
+    lock.release()
+    assert await worker.end() == 1
+    assert left_of(worker) == []
+
+
 async def test_engine_for_embeddings_embeds(start: Start) -> None:
     """By the same road; for answers it was not started."""
     worker = start("--embedding", text=config("embed", purposes='["embed"]'))

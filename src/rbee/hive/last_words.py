@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from rbee.hive.outbox import LAST_LINES, Source
 from rbee.hive.shown_line import shown_line
@@ -21,32 +22,42 @@ LINES_BYTES_MAX = 8 * 1024
 _FAILURE = "worker_failed: "
 
 
-def last_lines(sources: list[Source]) -> list[str]:
-    """Return the last lines of a worker's files, those already read and those still to be read.
+class LastWords(Struct, frozen=True):
+    """What a worker and its engine said last.
 
-    What the worker says it failed with is among them, however much its engine said meanwhile.
+    Attributes:
+        lines: The last lines of both files.
+        failure: The sentence in which the worker said what it failed with; empty when it said none.
     """
-    lines = [line for source in sources for line in _tail(source)]
-    failures = [line for line in lines if line.startswith(_FAILURE)][-1:]
+
+    lines: list[str] = []
+    failure: str = ""
+
+
+def last_words(sources: list[Source]) -> LastWords:
+    """Return the last of a worker's files, of what is already read and what is still to be read.
+
+    What the worker says it failed with is among the lines, however much its engine said meanwhile; what the engine
+    says is never taken for it.
+    """
+    tails = [(source, _tail(source)) for source in sources]
+    lines = [line for _, tail in tails for line in tail]
+    own = [line for source, tail in tails if source.is_narration for line in tail]
+    failures = [line for line in own if line.startswith(_FAILURE)][-1:]
     kept = lines[-LAST_LINES:]
-    return kept if not failures or failures[0] in kept else [*kept[1:], *failures]
+    if not failures:
+        return LastWords(kept)
+    return LastWords(kept if failures[0] in kept else [*kept[1:], *failures], failures[0].removeprefix(_FAILURE))
 
 
 def _tail(source: Source) -> list[str]:
-    unread = [shown_line(line) for line in source.follower.tail(TAIL_BYTES).split(b"\n")]
+    raw = source.follower.tail(TAIL_BYTES).split(b"\n")
+    unread = [shown_line(line, is_narration=source.is_narration) for line in raw]
     return [line for line in [*source.last_lines, *unread] if line][-LAST_LINES:]
 
 
-def last_failure(lines: list[str]) -> str:
-    """Return the sentence in which a worker said what it failed with; empty when it said none."""
-    for line in reversed(lines):
-        if line.startswith(_FAILURE):
-            return line.removeprefix(_FAILURE)
-    return ""
-
-
 def say_exit(
-    worker_id: str, model: str | None, status: ExitStatus, lines: list[str], sizes: dict[str, int]
+    worker_id: str, model: str | None, status: ExitStatus, words: LastWords, sizes: dict[str, int]
 ) -> bool:
     """Tell how a worker ended, and the sizes its files must be read to before that counts.
 
@@ -54,25 +65,24 @@ def say_exit(
         Whether it stands: on a full disk it has to be told again.
     """
     fields: dict[str, Any] = msgspec.to_builtins(status)
-    said = last_failure(lines)
     known = {name: value for name, value in fields.items() if value is not None and value is not False}
     with scope(job_id=None, correlation_id=None, worker_id=worker_id, model=model):
         line = compose(
             "worker_exit",
-            f"The worker {status.describe()}. {said}".rstrip(),
+            f"The worker {status.describe()}. {words.failure}".rstrip(),
             level="info" if status.exit_code == 0 else "error",
             **known,
-            last_lines=fitting(lines),
+            last_lines=fitting(words.lines),
             sources=sizes,
         )
     return emit(line)
 
 
 async def say_exit_surely(
-    worker_id: str, model: str | None, status: ExitStatus, lines: list[str], sizes: dict[str, int]
+    worker_id: str, model: str | None, status: ExitStatus, words: LastWords, sizes: dict[str, int]
 ) -> None:
     """Tell it again until it stands."""
-    while not say_exit(worker_id, model, status, lines, sizes):  # noqa: ASYNC110  # a disk tells nobody
+    while not say_exit(worker_id, model, status, words, sizes):  # noqa: ASYNC110  # a disk tells nobody
         await asyncio.sleep(AGAIN_S)
 
 

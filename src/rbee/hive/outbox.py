@@ -34,12 +34,14 @@ class Source:
         delivered: Set once its writer is dead and the queen has all of it.
         cursor: How much of it the queen has.
         goes_first: It is the hive's own file, the first of every batch.
+        is_narration: Its lines are events; a worker's stderr has what its engine says, whatever it looks like.
     """
 
     def __init__(self, name: str, follower: FileFollower, *, goes_first: bool = False) -> None:
         self.name = name
         self.follower = follower
         self.goes_first = goes_first
+        self.is_narration = not name.endswith("/stderr")
         self.keep_from: Callable[[], int] | None = None
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.delivered = asyncio.Event()
@@ -72,7 +74,7 @@ class Source:
 
     def _remember(self, data: bytes) -> None:
         for line in data.rsplit(b"\n", LAST_LINES + 1)[-LAST_LINES - 1 :]:
-            if shown := shown_line(line):
+            if shown := shown_line(line, is_narration=self.is_narration):
                 self.last_lines.append(shown)
 
     def bound(self, max_bytes: int) -> None:

@@ -9,7 +9,7 @@ from rbee.contracts.home import Home
 from rbee.contracts.ids import is_id
 from rbee.errors import InternalError
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import last_lines, say_exit_surely
+from rbee.hive.last_words import last_words, say_exit_surely
 from rbee.hive.worker_file import adopted, read_worker_file
 from rbee.hive.workers import Workers
 from rbee.narration import narrate, scope
@@ -62,4 +62,4 @@ class Returning:
                 )
         sizes = {source.name: source.follower.size for source in sources}
         status = status or ExitStatus(unknown=True)
-        await say_exit_surely(worker_id, None, status, last_lines(sources), sizes)
+        await say_exit_surely(worker_id, None, status, last_words(sources), sizes)

@@ -9,7 +9,7 @@ from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.states import WorkerState
 from rbee.contracts.stretches import split
 from rbee.errors import ModelInvalidError, RbeeError, WorkerError
-from rbee.hive.last_words import last_failure
+from rbee.hive.last_words import LastWords
 from rbee.hive.outbox import Source
 from rbee.hive.worker_file import WorkerFile
 from rbee.hive.worker_wanted import WorkerWanted
@@ -34,7 +34,7 @@ class Worker:
         self.sources = sources
         self.state = WorkerState.STARTING
         self.status: ExitStatus | None = None
-        self.last_lines: list[str] = []
+        self.last_words = LastWords()
         self.is_stopping = False
         self.is_kept = True
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -87,9 +87,9 @@ class Worker:
             "worker_id": self.worker_id,
             "exit_code": status.exit_code,
             "signal": status.signal,
-            "last_lines": self.last_lines,
+            "last_lines": self.last_words.lines,
         }
-        said = last_failure(self.last_lines)
+        said = self.last_words.failure
         if status.exit_code == EXIT_MODEL_INVALID:
             return ModelInvalidError(said or "The worker could not load the model.", details=details)
         message = f"The worker {status.describe()} before it was ready."

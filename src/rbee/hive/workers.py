@@ -28,7 +28,7 @@ from rbee.errors import (
     WorkerError,
 )
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import AGAIN_S, last_lines, say_exit_surely
+from rbee.hive.last_words import AGAIN_S, last_words, say_exit_surely
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
 from rbee.hive.worker import Worker, ready_url
@@ -266,7 +266,7 @@ class Workers:
             await self._stop(worker)
         except InternalError as error:  # it hangs in the kernel
             narrate("hive_worker_left_behind", error.message, level="error", worker_id=worker.worker_id)
-        failure.details = {**failure.details, "worker_id": worker.worker_id, "last_lines": worker.last_lines}
+        failure.details = {**failure.details, "worker_id": worker.worker_id, "last_lines": worker.last_words.lines}
         worker.mark_failed(failure)
 
     async def _ready_url(self, worker: Worker) -> str | None:
@@ -301,10 +301,10 @@ class Workers:
         worker.status = status
         self._write_down(worker, status=status)
         sizes = {source.name: source.seal() for source in worker.sources}
-        worker.last_lines = last_lines(worker.sources)
+        worker.last_words = last_words(worker.sources)
         worker.state = WorkerState.STOPPED if worker.is_stopping else WorkerState.FAILED
         del self._workers[worker.worker_id]
-        await say_exit_surely(worker.worker_id, worker.wanted.model.ref, status, worker.last_lines, sizes)
+        await say_exit_surely(worker.worker_id, worker.wanted.model.ref, status, worker.last_words, sizes)
         worker.ended.set()
         self._outbox.wake()
         self._on_change()

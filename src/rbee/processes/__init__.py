@@ -14,7 +14,7 @@ from rbee.processes.linux import require_linux
 from rbee.processes.locks import FileLock, is_held
 from rbee.processes.procfs import machine_boot_id
 from rbee.processes.spawn import ProcessSpec, spawn
-from rbee.processes.tree import StopReport, find_marked, stop_tree
+from rbee.processes.tree import StopReport, find_marked, kill_tree, stop_tree
 from rbee.processes.watch import FileWatch
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "child_environment",
     "find_marked",
     "is_held",
+    "kill_tree",
     "machine_boot_id",
     "require_linux",
     "spawn",

@@ -25,6 +25,7 @@ from rbee.processes.procfs import (
 )
 
 _RESCAN_S = 0.1
+_KILL_LOOK_S = 0.01
 _RESCAN_SHARE = 10  # looking takes at most one part in so many of the time, however many processes there are
 _LOOKS_MAX = 20
 _PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; older kernels refuse it, and the single signals have to do
@@ -89,6 +90,23 @@ async def stop_tree(
     finally:
         tree.close()
     return StopReport(len(tree.known), len(tree.killed), root.poll() if isinstance(root, Child) else None)
+
+
+def kill_tree(root: Child, *, marker: Marker | None, kill_s: float = 2.0) -> None:
+    """Kill a process with everything that belongs to it, from any thread, with no event loop; see `stop_tree`.
+
+    Blocks until nothing of it is left, or for `kill_s`.
+    """
+    require_linux()
+    tree = _Tree(root, marker)
+    deadline_s = time.monotonic() + kill_s
+    try:
+        tree.kill(tree.look())
+        while (alive := tree.look_until_still()) and time.monotonic() < deadline_s:
+            tree.kill(alive)
+            time.sleep(_KILL_LOOK_S)
+    finally:
+        tree.close()
 
 
 def _root_of(root: Child | int | None) -> Root | None:

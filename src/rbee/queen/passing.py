@@ -120,6 +120,7 @@ class Passing:
         """
         began_at = asyncio.get_running_loop().time()
         was_cut = False
+        refused: UnavailableError | None = None
         while True:
             asking = self._worker_api.relay(placement, path, body, correlation_id)
             try:
@@ -127,11 +128,14 @@ class Passing:
             except OverloadedError:
                 pass
             except ConflictError as error:
-                if not was_cut:
-                    raise
-                raise WorkerLostError("The worker was cut off before its answer began.") from error
+                if was_cut:
+                    raise WorkerLostError("The worker was cut off before its answer began.") from error
+                if refused is not None:  # it had taken the request on, and its engine refused
+                    raise refused from error
+                raise
             except (WorkerLostError, UnavailableError) as error:
                 was_cut |= isinstance(error, WorkerLostError)
+                refused = error if isinstance(error, UnavailableError) else refused
                 if not self._answering.is_asked_again(placement, began_at):
                     raise
             await asyncio.sleep(AGAIN_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -31,12 +32,16 @@ class Closing:
     """Says how one request ended; whatever is said after the first time is dropped.
 
     Where it cannot be written, for the disk is full, it is said again until it stands.
+
+    Attributes:
+        asked: The request's body, of which nothing is repeated; empty until it was read.
     """
 
     def __init__(self, call: Call, tally: Tally) -> None:
         """Take whose end it is and what was counted for it."""
         self.call = call
         self.tally = tally
+        self.asked: Mapping[str, Any] = {}
         self.is_said = False
 
     def completed(self) -> None:
@@ -45,7 +50,7 @@ class Closing:
 
     def failed(self, error: RbeeError) -> None:
         """Say why there is no whole answer."""
-        message = narrated_message(error)
+        message = narrated_message(error, self.asked)
         told = {
             "code": error.code,
             "type": error.type,

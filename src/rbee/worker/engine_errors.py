@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,9 +16,11 @@ from rbee.errors import (
     UnavailableError,
     WorkerError,
 )
+from rbee.worker.repeated import without_repeated
 
 RETRY_AFTER_S = 1.0
 _MAX_MESSAGE_CHARS = 2000
+_MAX_NARRATED_CHARS = 500
 _PLAIN_TEXT_BYTES = 1000
 _NO_SUCH_ROUTE = re.compile(r"(?:file |page |404 |route )*(?:not found|method not allowed)\W*", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process\b.*batch size: (\d+)")
@@ -54,7 +57,9 @@ def error_in(answer: Any) -> dict[str, Any] | None:
         return error
     if isinstance(error, str) and error:
         return {"message": error}
-    if answer.get("object") == "error" or str(answer.get("type")).endswith("_error"):
+    kind = str(answer.get("type"))
+    is_named = kind.endswith("_error") or (kind == "error" and bool(answer.get("message")))
+    if answer.get("object") == "error" or is_named:
         return answer
     return {"message": _detail(answer["detail"])} if answer.get("detail") and "choices" not in answer else None
 
@@ -104,6 +109,8 @@ def translate_error(error: dict[str, Any], status: int = 500) -> RbeeError:
         return InvalidRequestError(f"This worker was not started for {missing[1] if missing else 'this'}.")
     if status == 503:
         return UnavailableError("The engine is not ready yet.", retry_after_s=RETRY_AFTER_S)
+    if status == 429:
+        return UnavailableError("The engine takes no more requests now.", retry_after_s=RETRY_AFTER_S)
     narrated = {"narrated": _QUOTED.sub("…", message)}
     if kind == "invalid_request_error" or (400 <= status < 500 and status not in {401, 403}):
         return InvalidRequestError(message or None, details=narrated)
@@ -122,9 +129,16 @@ def _template_refused(why: str) -> InvalidRequestError:
     )
 
 
-def narrated_message(error: RbeeError) -> str:
-    """Return an error's sentence as narration may have it: without anything the engine quoted."""
-    return str(error.details.get("narrated") or error.message)[:500]
+def narrated_message(error: RbeeError, asked: Mapping[str, Any]) -> str:
+    """Return an error's sentence as narration may have it: without anything the engine quoted or repeated.
+
+    Args:
+        error: What the request fails with.
+        asked: The request's body.
+    """
+    if "narrated" not in error.details:
+        return error.message[:_MAX_NARRATED_CHARS]
+    return without_repeated(str(error.details["narrated"])[:_MAX_NARRATED_CHARS], asked)
 
 
 def _too_long(prompt_tokens: Any, context_tokens: Any) -> ContextExceededError:

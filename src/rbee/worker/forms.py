@@ -35,13 +35,19 @@ class Form:
         """Return the frame of one chunk; nothing where it has none."""
         chunk = _object(data)
         mended = self.chunk(chunk)
+        if mended is None:
+            return b""
         kind = mended.get("type")
         event = f"event: {kind}\n".encode() if isinstance(kind, str) else b""
         return event + _data_line(data if mended is chunk else _encode(mended))
 
-    def chunk(self, chunk: Chunk) -> Chunk:
-        """Return a chunk as it should be."""
+    def chunk(self, chunk: Chunk) -> Chunk | None:
+        """Return a chunk as it should be; None where it waits to be told last."""
         return chunk
+
+    def rest(self) -> Chunk | None:
+        """Return what is told last, once the engine has said all."""
+        return None
 
     def answer(self, answer: Chunk) -> Chunk:
         """Return a whole answer as it should be."""
@@ -140,21 +146,28 @@ class ManyChoices(Form):
     def frame(self, data: bytes) -> bytes:
         """Return the frame of one chunk; nothing where it has none."""
         if data == DONE:
-            return self._total() + _data_line(DONE)
+            rest = self.rest()
+            return (_data_line(_encode(rest)) if rest is not None else b"") + _data_line(DONE)
         chunk = _object(data) if b'"usage"' in data else {}
-        if chunk.get("choices") != [] or not isinstance(chunk.get("usage"), dict):
-            return _data_line(data)
-        self._last = chunk
-        self._completion_tokens += chunk["usage"].get("completion_tokens") or 0
-        return b""
+        return b"" if self.chunk(chunk) is None else _data_line(data)
 
-    def _total(self) -> bytes:
+    def chunk(self, chunk: Chunk) -> Chunk | None:
+        """Return a chunk as it is; None of one that says nothing but a usage."""
+        usage = chunk.get("usage")
+        if chunk.get("choices") != [] or not isinstance(usage, dict):
+            return chunk
+        self._last = chunk
+        self._completion_tokens += usage.get("completion_tokens") or 0
+        return None
+
+    def rest(self) -> Chunk | None:
+        """Return the usage of all choices, where any was told."""
         if self._last is None:
-            return b""
+            return None
         usage = dict(self._last["usage"])
         usage["completion_tokens"] = self._completion_tokens
         usage["total_tokens"] = (usage.get("prompt_tokens") or 0) + self._completion_tokens
-        return _data_line(_encode({**self._last, "usage": usage}))
+        return {**self._last, "usage": usage}
 
 
 class ResponseEvents(Form):

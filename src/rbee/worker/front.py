@@ -176,7 +176,7 @@ class Front:
         dialect = DIALECTS.get(path)
         try:
             self._check_purpose(PURPOSES.get(path, "generate"))
-            asked = read_object(body)
+            asked = closing.asked = read_object(body)
             if dialect is not None:
                 check_body(asked, dialect)
             elif call.keep != "no":

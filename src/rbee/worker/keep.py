@@ -79,14 +79,25 @@ class TokenWriter:
             WorkerError: The line would be longer than 1 MiB.
             StorageFullError: It could not be written whole.
         """
-        line = self._line(data, chunk)
+        shown = self._mender.chunk(chunk) if self._call.keep == "chunk" else chunk
+        if shown is not None:
+            self._put(data, chunk, shown)
+
+    def end(self) -> None:
+        """Write the line of what is told behind all of the engine's chunks, if any is; raises as `write`."""
+        rest = self._mender.rest()
+        if rest is not None:
+            self._put(b"", {}, rest)
+
+    def _put(self, data: bytes, chunk: Chunk, shown: Chunk) -> None:
+        line = self._line(data, chunk, shown)
         if len(line) > MAX_TOKEN_LINE_BYTES:
             raise WorkerError(f"A piece of the answer has more than the {MAX_TOKEN_LINE_BYTES} bytes of a line.")
         if not self._sink.write(line):
             raise StorageFullError("A piece of the answer could not be written to the worker's output.")
         self._tally.frames = (self._tally.frames or 0) + 1
 
-    def _line(self, data: bytes, chunk: Chunk) -> bytes:
+    def _line(self, data: bytes, chunk: Chunk, shown: Chunk) -> bytes:
         delta, call = self._dialect.delta(chunk), self._call
         if delta.text:
             self._tally.note_delta()
@@ -105,7 +116,7 @@ class TokenWriter:
                 channel=delta.channel,
                 prompt_tokens=self._prompt_tokens_once(),
                 finish_reason=self._tally.finish_reason,
-                chunk=self._shown(data, chunk) if call.keep == "chunk" else UNSET,
+                chunk=self._raw(data, chunk, shown) if call.keep == "chunk" else UNSET,
             )
         )
 
@@ -116,12 +127,11 @@ class TokenWriter:
         self._told_prompt = True
         return self._tally.prompt_tokens
 
-    def _shown(self, data: bytes, chunk: Chunk) -> Raw:
-        """Return the engine's JSON without the timings that only we asked for; the last ones it always sends."""
-        mended = self._mender.chunk(chunk)
+    def _raw(self, data: bytes, chunk: Chunk, shown: Chunk) -> Raw:
+        """Return the JSON without the timings that only we asked for; the last ones the engine always sends."""
         if "timings" in chunk and not self._timings and not _is_ending(chunk):
-            return Raw(_encode({key: value for key, value in mended.items() if key != "timings"}))
-        return Raw(data if mended is chunk and b"\n" not in data else _encode(mended))
+            return Raw(_encode({key: value for key, value in shown.items() if key != "timings"}))
+        return Raw(data if shown is chunk and b"\n" not in data else _encode(shown))
 
 
 def _is_ending(chunk: Chunk) -> bool:
@@ -141,6 +151,7 @@ async def keep(
     else:
         asked = as_stream(body, dialect, engine.traits)
         await read_answer(engine, dialect, _encode(asked), closing.tally, _without_usage(body, writer))
+    writer.end()
     closing.completed()
 
 

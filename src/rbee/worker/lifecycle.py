@@ -53,7 +53,7 @@ def run_worker(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None
             pid=os.getpid(),
         )
         sock = _bind(settings.port)
-        _start_lease(settings, engine)
+        _start_lease(settings, engine, sink)
         started_s = time.monotonic()
         address = _load(settings, engine, sink)
         load_s = round(time.monotonic() - started_s, 3)
@@ -125,6 +125,7 @@ async def _end_with(process: EngineProcess) -> None:
     """End at once: whatever else is said of a request would end it here, and it is to go on elsewhere."""
     how = await process.ended()
     narrate("worker_failed", f"{how} Without it, this worker ends.", level="error")
+    process.kill()  # what it left behind; without awaiting, so that nobody says anything meanwhile
     os._exit(_ENGINE_LOST_EXIT)
 
 
@@ -168,13 +169,15 @@ def _bind(port: int) -> socket.socket:
     return sock
 
 
-def _start_lease(settings: WorkerSettings, engine: Engine) -> None:
+def _start_lease(settings: WorkerSettings, engine: Engine, sink: FileSink) -> None:
     """Live no longer than the hive, and a lease; a worker started by hand has no hive."""
     if settings.hive_id is None:
         return
 
     def leave() -> None:
         say_lease_lost(settings.worker_lease_s)
+        # Nothing else is said: the engine's end is ours now, and what it was asked is to go on elsewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fd)
         engine.kill()
         os._exit(_LEASE_LOST_EXIT)
 

@@ -88,9 +88,15 @@ class Mender:
             whole = b"".join(self._form.frame(data) for data in frames_data(whole))
         return self.named(whole)
 
-    def chunk(self, chunk: Chunk) -> Chunk:
-        """Mend one chunk of an answer that is kept, of which each has its line."""
-        return self._with_name(self._form.chunk(chunk))
+    def chunk(self, chunk: Chunk) -> Chunk | None:
+        """Mend one chunk; None where it waits for `rest`."""
+        mended = self._form.chunk(chunk)
+        return None if mended is None else self._with_name(mended)
+
+    def rest(self) -> Chunk | None:
+        """Return the chunk that is told last, behind all those of the engine; None where there is none."""
+        rest = self._form.rest()
+        return None if rest is None else self._with_name(rest)
 
     def whole(self, answer: Chunk) -> Chunk:
         """Mend an answer that is put together."""

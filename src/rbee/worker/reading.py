@@ -61,8 +61,21 @@ def _read_frames(whole: bytes, dialect: Dialect, tally: Tally, take: Take) -> bo
 
 
 def _is_whole(splitter: FrameSplitter, dialect: Dialect, tally: Tally, take: Take) -> bool:
-    """Tell whether an answer is whole although no last frame came: some servers end it with its finish reason."""
-    return _read_frames(splitter.feed(b"\n\n"), dialect, tally, take) or tally.finish_reason is not None
+    """Tell whether an answer is whole although no last frame came: some servers end it with its finish reason.
+
+    What stands behind the last whole frame counts where it is one but for its end.
+    """
+    rest = splitter.feed(b"\n\n")
+    is_cut = any(data != DONE and not _is_json(data) for data in frames_data(rest))
+    return not is_cut and (_read_frames(rest, dialect, tally, take) or tally.finish_reason is not None)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def decode_chunk(data: bytes) -> Chunk:

@@ -116,8 +116,10 @@ async def relay_foreign_stream(
     ready = bytearray()
 
     def take(data: bytes, chunk: Chunk) -> None:
-        if not (hides_usage and is_usage_alone(chunk)):
-            mended = mender.chunk(chunk)
+        if not chunk or (hides_usage and is_usage_alone(chunk)):  # it says nothing, or nothing to this caller
+            return
+        mended = mender.chunk(chunk)
+        if mended is not None:
             ready.extend(canonical_frame(data if mended is chunk else _encode(mended), mended, dialect))
 
     async def flush() -> None:
@@ -134,6 +136,8 @@ async def relay_foreign_stream(
         await flush()  # what came with it
         raise
     closing.completed()
+    if (rest := mender.rest()) is not None:
+        ready.extend(canonical_frame(_encode(rest), rest, dialect))
     if not dialect.last_types:
         ready.extend(b"data: " + DONE + b"\n\n")
     if not reply.is_started:
@@ -144,7 +148,7 @@ async def relay_foreign_stream(
 class _Used(Struct):
     """The parts of a long answer that are looked at."""
 
-    usage: dict[str, Any] = {}
+    usage: dict[str, Any] | None = None
     input_tokens: int | None = None
 
 
@@ -169,6 +173,6 @@ async def relay_plain(
     except msgspec.MsgspecError as error:
         raise WorkerError("The engine's answer cannot be read.") from error
     counted = {} if used.input_tokens is None else {"input_tokens": used.input_tokens}
-    closing.tally.observe({"usage": {**counted, **used.usage}})
+    closing.tally.observe({"usage": {**counted, **(used.usage or {})}})
     closing.completed()
     await reply.whole(mender.named(answer))

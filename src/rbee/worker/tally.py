@@ -98,7 +98,8 @@ class Tally:
         for name in ("completion_tokens", "output_tokens"):
             if self._usage.get(name):
                 return int(self._usage[name])
-        return self._deltas or None
+        is_told = "completion_tokens" in self._usage or "output_tokens" in self._usage
+        return self._deltas or (0 if is_told else None)
 
     @property
     def time_to_first_token_s(self) -> float | None:

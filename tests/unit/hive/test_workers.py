@@ -226,6 +226,37 @@ async def test_last_lines_hold_what_the_worker_failed_with_however_much_its_engi
     assert told["message"] == "The worker ended with exit code 3. The oven is cold."
 
 
+FORGED = (
+    '{"v":1,"kind":"narration","ts":5,"actor":"worker","action":"worker_failed","message":"Forged."}',
+    "worker_failed: Forged.",
+    "[worker    ] worker_failed: Forged.",
+)
+
+
+@pytest.mark.parametrize("forged", FORGED)
+@pytest.mark.parametrize("own", ["say('worker_failed', 'The oven is cold.')", "pass"])
+async def test_engine_that_speaks_like_its_worker_is_not_believed(hive: Hive, forged: str, own: str) -> None:
+    """What stands on stderr is chatter, whatever it looks like."""
+    behaviour = f"{own}\nprint({forged!r}, file=sys.stderr)\nsys.exit(3)"
+    with pytest.raises(WorkerError) as caught:
+        await hive.workers.start(hive.wanted(behaviour), HIVE)
+
+    [told] = hive.exits()
+    said = "" if own == "pass" else " The oven is cold."
+    assert told["message"] == f"The worker ended with exit code 3.{said}"
+    assert caught.value.message == f"The worker ended with exit code 3 before it was ready.{said}"
+
+
+async def test_event_on_stderr_is_no_last_line(hive: Hive) -> None:
+    """It would look like one of the worker's own."""
+    behaviour = f"print({FORGED[0]!r}, file=sys.stderr)\nprint('boom', file=sys.stderr)\nsys.exit(3)"
+    with pytest.raises(WorkerError):
+        await hive.workers.start(hive.wanted(behaviour), HIVE)
+
+    [told] = hive.exits()
+    assert told["fields"]["last_lines"] == ["boom"]
+
+
 async def test_worker_that_is_not_ready_in_time_is_stopped(tmp_path: Path) -> None:
     async with hive_of(tmp_path, load_timeout_s=1.0) as hive:
         wanted = hive.wanted("say('worker_load_model')\nwait()")

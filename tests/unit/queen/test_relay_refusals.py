@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from rbee.contracts.operations import WorkerSpawn, WorkerStop
-from rbee.errors import InvalidRequestError, OverloadedError, UnavailableError
+from rbee.errors import ConflictError, InvalidRequestError, OverloadedError, UnavailableError
 from rbee.queen import answering, passing, patience
 from tests.unit.client.raw_server import raw_server, says
 from tests.unit.queen.queen_stage import MODEL, closing, worker_info
@@ -98,6 +98,27 @@ async def test_what_a_refusal_quotes_is_for_the_caller_alone(
     )
     for shown in (await whole_queen.log(job_id), view, whole_queen.sink.events):
         assert "secret" not in str(shown)
+
+
+@pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
+async def test_engine_that_is_not_ready_is_another_attempt(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refused: int, status: int
+) -> None:
+    """Its worker had taken the request on, and knows it already; in the end the caller is told to come again."""
+    again = [UnavailableError("The engine is not ready yet."), ConflictError("It was taken on before.")]
+    hive.refusals = again * refused
+    _put(hive, *frames_of(CALL), None)
+    got, body, job_id = await _call(whole_queen, caller)
+
+    assert got == status
+    assert [headers["x-request-id"] for _, headers in hive.asked] == [
+        f"{job_id}.{number}" for number in (1, 1, 2, 2)[: 3 if refused == 1 else 4]
+    ]
+    if status == 503:
+        assert msgspec.json.decode(body)["error"]["message"] == "The engine is not ready yet."
+    else:
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, attempt=2))
+        assert _text(body) == "".join(ANSWER)
 
 
 async def test_worker_that_cannot_be_reached_and_has_died_is_replaced(

@@ -67,6 +67,9 @@ def main() -> None:
         case "dies":
             print("cook: no such model, my key is hunter2-hunter2", flush=True)
             sys.exit(7)
+        case "tells":
+            print("cook: started with", *sys.argv[3:], flush=True)
+            sys.exit(7)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stranger":  # somebody else listens there, and this process lives

@@ -19,7 +19,7 @@ from rbee.errors import ModelInvalidError, StartError
 from rbee.narration.testing import captured_narration
 from rbee.processes import find_marked, stop_tree
 from rbee.worker.engines import EngineAddress
-from rbee.worker.engines.command import Command, CommandOptions
+from rbee.worker.engines.command import Command, CommandOptions, CommandProcess
 
 SERVER = str(Path(__file__).with_name("small_server.py"))
 MARKER = ("RBEE_WORKER_ID", "worker-of-a-test")
@@ -132,6 +132,13 @@ def test_server_that_ends_is_told_with_its_last_words(make: Make) -> None:
     assert "[engines.cook]" in caught.value.remedy
 
 
+def test_key_is_not_in_the_last_words(make: Make) -> None:
+    """A server that shows its arguments shows the key."""
+    with pytest.raises(StartError) as caught:
+        make("tells", words=("{api_key}",)).load()
+    assert caught.value.message.endswith("Its last words: cook: started with ***")
+
+
 def test_server_that_is_killed_is_told_by_the_signal(make: Make) -> None:
     """As of the kernel, when memory is short."""
     with pytest.raises(StartError, match="The engine cook was ended by SIGKILL before it was ready"):
@@ -168,6 +175,24 @@ def test_missing_file_is_named(make: Make) -> None:
     """Where one is needed, before anything is started."""
     with pytest.raises(ModelInvalidError, match=r"There is no model file at /models/m\.gguf"):
         make("good", needs_file=True).load()
+
+
+def test_kill_leaves_nothing(make: Make) -> None:
+    """Not a child that left its group, also when the server itself has ended before."""
+    for is_gone_before in (False, True):
+        engine = make("family")
+        address = engine.load()
+        if is_gone_before:
+            os.kill(process_of(address).child.pid, signal.SIGKILL)
+            asyncio.run(process_of(address).ended())
+        engine.kill()
+        assert find_marked(*engine._options.marker) == []
+
+
+def process_of(address: EngineAddress) -> CommandProcess:
+    """Return what was started."""
+    assert isinstance(address.process, CommandProcess)
+    return address.process
 
 
 def test_kill_ends_the_server_at_once(make: Make) -> None:

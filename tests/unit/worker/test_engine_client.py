@@ -29,6 +29,9 @@ class SmallProcess:
     async def stop(self, grace_s: float) -> None:
         """Do nothing."""
 
+    def kill(self) -> None:
+        """Do nothing."""
+
 
 async def free_port() -> int:
     """Return a port on which nobody listens."""

@@ -90,10 +90,10 @@ def test_narrated_message_has_nothing_the_engine_quoted() -> None:
     said = "parse error at column 9: syntax error; last read: '\"the secret plan'; expected end of input"
     error = translate(400, engine_answer(400, "invalid_request_error", said))
     assert error.message == said
-    assert narrated_message(error) == "parse error at column 9: syntax error; …"
+    assert narrated_message(error, {}) == "parse error at column 9: syntax error; …"
     said = "Unknown word 'a long piece of somebody\"s prompt here'"
     error = translate(400, engine_answer(400, "invalid_request_error", said))
-    assert narrated_message(error) == "Unknown word …"
+    assert narrated_message(error, {}) == "Unknown word …"
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_template_that_refuses_is_named_and_quotes_nothing_in_narration() -> Non
     assert type(error) is InvalidRequestError
     sentence = "The model's chat template does not take these messages"
     assert error.message == f"{sentence}: Only two messages, not canary"
-    assert narrated_message(error) == f"{sentence}."
+    assert narrated_message(error, {}) == f"{sentence}."

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.worker.worker_stage import ASKED, CHAT, OTHER, Script, Stage, chat, data, stage
+from rbee.worker.engines import EngineTraits
+from tests.unit.worker.worker_stage import ASKED, BUILT_IN, CHAT, OTHER, Script, Stage, chat, data, stage
 
 STREAM = {**ASKED, "stream": True}
 KEEP = {"x-request-id": "job-a.1", "x-job-id": "job-a", "x-rbee-keep": "1"}
@@ -246,3 +247,120 @@ async def test_embeddings_are_asked_of_the_model_the_engine_knows(tmp_path: Path
         async with worker.session.post("/v1/embeddings", json={"input": "a", "model": "m"}) as response:
             assert await response.read() == made
         assert worker.engine.asked == [{"input": "a", "model": "cooks-name"}]
+
+
+@pytest.mark.parametrize("nothing", [b"data: null\n\n", b"data: [1]\n\n", b"data: {}\n\n"])
+async def test_frame_that_says_nothing_is_not_passed_on(tmp_path: Path, nothing: bytes) -> None:
+    """Clients would hand it on as a piece of the answer."""
+    parts: list[bytes | asyncio.Event] = [nothing, *ANSWER]
+    async with stage(tmp_path, Script(parts=parts), traits=OTHER) as worker:
+        body = {"prompt": "a", "stream": True}
+        assert await streamed(worker, body, "/v1/completions") == b"".join([chat("Hel"), chat("lo"), FINISH, DONE])
+
+
+def used(prompt: int, completion: int) -> bytes:
+    """Frame the usage of a choice."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return data({"choices": [], "usage": usage})
+
+
+MANY = {**STREAM, "n": 2, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("traits", [OTHER, BUILT_IN])
+async def test_usage_of_several_choices_is_told_once_and_last(tmp_path: Path, traits: EngineTraits) -> None:
+    """By any engine, streamed as it comes and kept alike."""
+    parts: list[bytes | asyncio.Event] = [chat("a"), used(7, 1), chat("b"), used(7, 2), FINISH, DONE]
+    async with stage(tmp_path, Script(parts=parts), Script(parts=list(parts)), traits=traits) as worker:
+        assert await streamed(worker, MANY) == b"".join([chat("a"), chat("b"), FINISH, used(7, 3), DONE])
+        async with worker.session.post(CHAT, json=MANY, headers={**KEEP, "x-rbee-keep": "chunk"}):
+            pass
+        await worker.until(lambda: len(worker.closings()) == 2)
+        kept = [data(line["chunk"]) for line in worker.tokens()]
+    assert kept == [chat("a"), chat("b"), FINISH, used(7, 3)]
+    assert worker.closings()[1]["fields"]["frames"] == 4
+
+
+async def test_answer_of_no_tokens_is_counted_as_that(tmp_path: Path) -> None:
+    """None is what nobody told, zero what the engine said."""
+    parts: list[bytes | asyncio.Event] = [FINISH, used(7, 0), DONE]
+    async with stage(tmp_path, Script(parts=parts), traits=OTHER) as worker:
+        await streamed(worker)
+        fields = (await worker.closing())["fields"]
+    assert (fields["prompt_tokens"], fields["completion_tokens"]) == (7, 0)
+
+
+async def test_engine_that_is_too_busy_is_asked_again_elsewhere(tmp_path: Path) -> None:
+    """It is no fault of the request."""
+    busy = Script(status=429, media="application/json", parts=[b'{"error":{"message":"too many requests"}}'])
+    async with stage(tmp_path, busy, traits=OTHER) as worker, worker.session.post(CHAT, json=ASKED) as response:
+        error = (await response.json())["error"]
+        assert response.status == 503
+        assert response.headers["retry-after"] == "1"
+    assert (error["code"], error["retryable"]) == ("unavailable", True)
+
+
+async def test_answer_without_usage_is_an_answer(tmp_path: Path) -> None:
+    """Vectors that nobody counted are vectors all the same."""
+    made = b'{"data":[{"index":0,"embedding":[1.0]}],"usage":null}'
+    script = Script(media="application/json", parts=[made])
+    async with stage(tmp_path, script, traits=OTHER, purpose="embed") as worker:
+        async with worker.session.post("/v1/embeddings", json={"input": "a"}) as response:
+            assert (response.status, await response.read()) == (200, made)
+        assert (await worker.closing())["fields"]["prompt_tokens"] is None
+
+
+async def test_frame_that_breaks_off_is_the_engines_end(tmp_path: Path) -> None:
+    """Not a frame of bad JSON: what the engine died of is what counts."""
+    script = Script(parts=[chat("Hel"), chat("lo")[:9]])
+    async with stage(tmp_path, script, traits=OTHER) as worker:
+        await streamed(worker)
+        message = (await worker.closing())["fields"]["error"]["message"]
+    assert message == "The engine broke off its answer."
+
+
+async def test_error_event_of_the_responses_api_is_read(tmp_path: Path) -> None:
+    """It has its words beside its type."""
+    said = data({"type": "error", "code": "server_error", "message": "out of memory", "sequence_number": 0})
+    async with stage(tmp_path, Script(parts=[said]), traits=OTHER) as worker:
+        status, answer = await asked(worker, {"input": "a", "stream": True}, "/v1/responses")
+    assert (status, answer["error"]["message"]) == (502, "The engine failed: out of memory")
+
+
+PIN = "my pin is 4711"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"Bad prompt: {PIN}",
+        f"[{{'type': 'string', 'input': '{PIN}'}}]",
+        f'cannot parse {{"role": "user", "content": "{PIN}"}}',
+        f"Bad prompt: {PIN[:11]}...",
+    ],
+)
+@pytest.mark.parametrize("keep", [{}, KEEP])
+async def test_narration_has_nothing_of_a_prompt_that_an_engine_repeats(
+    tmp_path: Path, said: str, keep: dict[str, str]
+) -> None:
+    """In whatever quotes, or none, and cut; the caller reads all of it."""
+    script = Script(status=400, media="application/json", parts=[msgspec.json.encode({"error": said})])
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": PIN}]}]}
+    async with stage(tmp_path, script, traits=OTHER) as worker:
+        async with worker.session.post(CHAT, json=body, headers=keep) as response:
+            answer = await response.json()
+        assert keep or answer["error"]["message"] == said
+        await worker.closing()
+        written = worker.output.read_text()
+    assert "my pin" not in written
+    assert "4711" not in written
+
+
+async def test_narration_of_a_refusal_still_says_what_is_wrong(tmp_path: Path) -> None:
+    """What does not stand in the request is kept, and so are the words of its form."""
+    said = "Conversation roles must alternate user/assistant; `max_tokens` is too large"
+    script = Script(status=400, media="application/json", parts=[msgspec.json.encode({"error": said})])
+    body = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "max"}]}
+    async with stage(tmp_path, script, traits=OTHER) as worker:
+        await asked(worker, body)
+        assert (await worker.closing())["fields"]["error"]["message"] == said

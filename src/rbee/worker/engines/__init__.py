@@ -33,6 +33,9 @@ class EngineProcess(Protocol):
     async def stop(self, grace_s: float) -> None:
         """Stop it with everything it started: TERM, `grace_s`, KILL; returns when all of that is gone."""
 
+    def kill(self) -> None:
+        """Kill it, and what it left when it has ended, at once and from any thread."""
+
 
 class EngineAddress(Struct, frozen=True):
     """Where a loaded engine answers HTTP, and how it is to be asked.

@@ -6,7 +6,6 @@ It listens where the worker says, on loopback or on a unix socket. What it print
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import socket
@@ -19,7 +18,7 @@ from msgspec import Struct
 from rbee.contracts.engine_settings import EngineSettings, fill
 from rbee.errors import ModelInvalidError, StartError
 from rbee.narration import narrate
-from rbee.processes import Child, ProcessSpec, child_environment, spawn, stop_tree
+from rbee.processes import Child, ProcessSpec, child_environment, kill_tree, spawn, stop_tree
 from rbee.worker.engines import EngineAddress, EngineTraits
 from rbee.worker.engines.probe import Probe, ask_ready
 from rbee.worker.engines.socket_place import socket_place
@@ -104,9 +103,9 @@ class Command:
         return EngineAddress(address.socket_path, address.key, address.url, traits, process)
 
     def kill(self) -> None:
-        """Kill the server and its process group."""
-        if self._process is not None and self._process.child.status is None:
-            os.killpg(self._process.child.pid, signal.SIGKILL)
+        """Kill the server and everything it started."""
+        if self._process is not None:
+            self._process.kill()
 
     def _place(self) -> tuple[EngineAddress, dict[str, str]]:
         """Choose where the server is to listen; returns it with the values of all placeholders."""
@@ -147,11 +146,13 @@ class Command:
         told: Probe | None = None
         while True:
             if (status := process.child.poll()) is not None:
-                raise self._failed(f"{status.describe()} before it was ready", said_before)
+                raise self._failed(f"{status.describe()} before it was ready", address, said_before)
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 answered = told.describe(settings.ready) if told else f"{settings.ready} was not answered"
-                raise self._failed(f"was not ready after {settings.ready_timeout_s:g} s: {answered}", said_before)
+                raise self._failed(
+                    f"was not ready after {settings.ready_timeout_s:g} s: {answered}", address, said_before
+                )
             found = ask_ready(address, settings.ready, min(left_s, 5.0))
             if found.status == 200:
                 break
@@ -162,18 +163,18 @@ class Command:
             told = found if found.status is not None else told
             time.sleep(min(left_s, LOOK_EVERY_S))
         if not address.socket_path and not process.listens_on(int(address.url.rpartition(":")[2])):
-            raise self._failed("is not who answers on the port it was given", said_before)
+            raise self._failed("is not who answers on the port it was given", address, said_before)
 
-    def _failed(self, what: str, said_before: int | None) -> StartError:
-        words = self._without_secrets(stderr_end(said_before).rstrip().rpartition("\n")[2].strip())
+    def _failed(self, what: str, address: EngineAddress, said_before: int | None) -> StartError:
+        words = self._without_secrets(address.key, stderr_end(said_before).rstrip().rpartition("\n")[2].strip())
         last = f" Its last words: {words[:LAST_WORDS_CHARS]}" if words else ""
         return StartError(
             f"The engine {self.name} {what}.{last}",
             remedy=f"See all that it said (rbee logs --worker), then mend [engines.{self.name}] in rbee.toml.",
         )
 
-    def _without_secrets(self, words: str) -> str:
-        for value in sorted(self._options.settings.env.values(), key=len, reverse=True):
+    def _without_secrets(self, key: str, words: str) -> str:
+        for value in sorted([key, *self._options.settings.env.values()], key=len, reverse=True):
             if len(value) >= 6:
                 words = words.replace(value, "***")
         return words
@@ -196,6 +197,10 @@ class CommandProcess:
     async def stop(self, grace_s: float) -> None:
         """Stop it with everything it started: TERM, `grace_s`, KILL; returns when all of that is gone."""
         await stop_tree(self.child, marker=self._marker, grace_s=grace_s)
+
+    def kill(self) -> None:
+        """Kill it, and what it left when it has ended, at once and from any thread."""
+        kill_tree(self.child, marker=self._marker)
 
     def listens_on(self, port: int) -> bool:
         """Tell whether it, or a process it started, is who listens on a port; a stranger may have taken it."""
