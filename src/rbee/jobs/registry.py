@@ -124,9 +124,51 @@ class JobRegistry:
             OverloadedError: As many jobs wait as may.
             ConflictError: The idempotency key was used with another body.
         """
+        record = self.draft(
+            operation,
+            correlation_id=correlation_id,
+            job_id=job_id,
+            principal=principal,
+            model=model,
+            hive_id=hive_id,
+            parent_job_id=parent_job_id,
+            idempotency_key=idempotency_key,
+            is_kept=is_kept,
+        )
+        return await self.put(record, operation, queued_max=queued_max, events=events)
+
+    async def put(
+        self,
+        record: JobRecord,
+        operation: Operation,
+        *,
+        queued_max: int | None = None,
+        events: list[NewEvent] | None = None,
+    ) -> JobRecord:
+        """Accept a job as `draft` made it; what is asked of this registry afterwards finds it. See `create`."""
+        told = [state_event(record, record.created_at), *(events or [])]
+        limit = queued_max or self.queued_max
+        made = await self.store.create(record, encode_json(operation), told, queued_max=limit)
+        self._claims.queued(made.operation)
+        return made
+
+    def draft(
+        self,
+        operation: Operation,
+        *,
+        correlation_id: str | None = None,
+        job_id: str | None = None,
+        principal: str = "local",
+        model: str | None = None,
+        hive_id: str | None = None,
+        parent_job_id: str | None = None,
+        idempotency_key: str | None = None,
+        is_kept: bool = True,
+    ) -> JobRecord:
+        """Return what a job will be once it is accepted; nothing is written."""
         now = self._clock()
-        body = encode_json(operation)
-        record = JobRecord(
+        body_hash = hashlib.sha256(encode_json(operation)).hexdigest() if idempotency_key else None
+        return JobRecord(
             job_id=job_id or new_id("job"),
             operation=operation_name(operation),
             state=JobState.QUEUED,
@@ -139,7 +181,7 @@ class JobRegistry:
             parent_job_id=parent_job_id,
             correlation_id=correlation_id or new_correlation_id(),
             idempotency_key=idempotency_key,
-            body_hash=hashlib.sha256(body).hexdigest() if idempotency_key else None,
+            body_hash=body_hash,
             created_at=now,
             deadline_at=now + operation.timeout_s if operation.timeout_s else None,
             queue_deadline_at=now + operation.queue_timeout_s if operation.queue_timeout_s else None,
@@ -147,10 +189,6 @@ class JobRegistry:
             is_kept=is_kept,
             labels=operation.labels,
         )
-        told = [state_event(record, now), *(events or [])]
-        made = await self.store.create(record, body, told, queued_max=queued_max or self.queued_max)
-        self._claims.queued(made.operation)
-        return made
 
     async def start(
         self,

@@ -51,9 +51,16 @@ class RunningJob:
         is_resumed: An earlier boot of this program had begun it.
         is_begun: Its task runs, so that cancelling reaches the handler.
         is_ending: How it ends is settled; a stop comes too late.
+        made: Its acceptance, which may still be on its way to the disk.
     """
 
-    def __init__(self, runner: JobRunner, record: JobRecord, operation: AnyOperation) -> None:
+    def __init__(
+        self,
+        runner: JobRunner,
+        record: JobRecord,
+        operation: AnyOperation,
+        made: asyncio.Future[JobRecord] | None = None,
+    ) -> None:
         self.record = record
         self.operation = operation
         self.facts: dict[str, Any] = {}
@@ -65,7 +72,16 @@ class RunningJob:
         self.is_resumed = False
         self.is_begun = False
         self.is_ending = False
+        self.made = made
         self._runner = runner
+
+    async def refusal(self) -> RbeeError | None:
+        """Wait until it is on disk; returns why it never will be."""
+        if self.made is None:
+            return None
+        await asyncio.wait({self.made})
+        error = self.made.exception()
+        return error if error is None or isinstance(error, RbeeError) else incident(error)
 
     @property
     def job_id(self) -> str:
@@ -153,13 +169,23 @@ class JobRunner:
         """The jobs that have a task here."""
         return self._jobs
 
-    def launch(self, record: JobRecord, operation: AnyOperation, handler: Handler | None = None) -> RunningJob:
-        """Begin to run an accepted job; the runner owns its task until `close`."""
+    def launch(
+        self,
+        record: JobRecord,
+        operation: AnyOperation,
+        handler: Handler | None = None,
+        made: asyncio.Future[JobRecord] | None = None,
+    ) -> RunningJob:
+        """Begin to run an accepted job; the runner owns its task until `close`.
+
+        Args:
+            made: Its acceptance, where that is still on its way: where it is refused, nothing is written of the job.
+        """
         existing = self._jobs.get(record.job_id)
         if existing is not None:
             return existing
         handler = handler or self._handlers[type(operation)]
-        job = RunningJob(self, record, operation)
+        job = RunningJob(self, record, operation, made)
         self._jobs[record.job_id] = job
         job.task = asyncio.get_running_loop().create_task(self._run(job, handler), name=record.job_id)
         return job
@@ -229,6 +255,9 @@ class JobRunner:
     async def _finish(self, job: RunningJob, handler: Handler) -> None:
         ending = await self._outcome(job, handler)
         job.is_ending = True
+        job.error = await job.refusal()
+        if job.error is not None:
+            return
         job.error = ending.error
         try:
             await self._end_surely(job.record, ending, job.facts)

@@ -118,19 +118,19 @@ class ApiRoutes:
         operation = read.operation
         if is_to_be_kept:
             operation = msgspec.structs.replace(operation, request=read.body)
-        record = await service.accept(
-            operation,
-            correlation_id=request.state.correlation_id,
-            is_correlation_id_replaced=request.state.is_correlation_id_replaced,
-            principal=request.state.principal,
-            is_kept=is_to_be_kept,
-            say=lambda: said_of(read.change, service.models.resolve(operation.model or "")),
-        )
+        about: dict[str, Any] = {
+            "correlation_id": request.state.correlation_id,
+            "is_correlation_id_replaced": request.state.is_correlation_id_replaced,
+            "principal": request.state.principal,
+            "say": lambda: said_of(read.change, service.models.resolve(operation.model or "")),
+        }
         if is_to_be_kept:
+            record = await service.accept(operation, **about)
             service.launch(record, operation)
             return service.kept_calls.response(record, operation, is_narrated=is_told)
         body = msgspec.json.encode(read.body)
-        return service.relay.response(record, operation, kind.path, body, is_narrated=is_told)
+        record, made = service.accept_soon(operation, **about)
+        return service.relay.response(record, operation, kind.path, body, made=made, is_narrated=is_told)
 
     async def models(self, request: Request) -> ModelList:
         """List the models that can be asked for: those of hives, those known by name, and aliases."""

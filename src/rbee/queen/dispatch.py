@@ -123,10 +123,12 @@ class Dispatcher:
         say: SayPlaced = lambda placement: [],
         *,
         purpose: Purpose = "generate",
+        is_relayed: bool = False,
     ) -> Placement:
         """Wait for a slot of a worker with `model`, starting one where that is needed, and make the job running.
 
-        Give the slot back with `release`.
+        Give the slot back with `release`. That of a call that is relayed is given while the commit is on its way
+        (`Placement.committed`).
 
         Raises:
             NoCapacityError, HiveLostError: For `hive_timeout_s` no hive could be reached, or none had the memory.
@@ -140,7 +142,11 @@ class Dispatcher:
         try:
             placement, started_id = await self._wait_for_place(ticket)
             is_forwarded = started_id == placement.worker_id
-            await self._start_running(ticket, placement, say(placement), is_forwarded=is_forwarded)
+            starting = self._start_running(ticket, placement, say(placement), is_forwarded=is_forwarded)
+            if is_relayed:
+                placement.committed = asyncio.ensure_future(starting)
+            else:
+                await starting
         except BaseException:
             if ticket.placement is not None:
                 self._workers.remove(ticket.placement)

@@ -65,6 +65,8 @@ class Passing:
                 await self._settle(job, placement)
             raise
         except RbeeError as error:
+            if placement.is_refused:  # no log waits for what its worker says at last
+                raise
             fields = await self._settle(job, placement)
             told = failure_of(fields) if fields is not None and fields.get("outcome") == "failed" else None
             if told is None or told.code != error.code:
@@ -103,6 +105,7 @@ class Passing:
     async def _pass(self, job: RunningJob, placement: Placement, call: Call, body: bytes, caller: Caller) -> None:
         async with AsyncExitStack() as stack:
             answer = await self._ask(stack, placement, call.path, body, job.record.correlation_id)
+            await placement.on_disk()
             headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
             if answer.content_type == EVENT_STREAM:
                 await self._pass_frames(answer, placement, call, headers, caller)

@@ -7,6 +7,7 @@ frame is looked into: what was passed on is held as it came, and read only when 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from rbee.contracts.events import encode_json, seq_and_kind
 from rbee.errors import (
     InternalError,
     InvalidRequestError,
+    NotFoundError,
     RbeeError,
     UnavailableError,
 )
@@ -66,15 +68,23 @@ class Relay:
         self._passing = Passing(worker_api, answering)
 
     def response(
-        self, record: JobRecord, operation: Any, path: str, body: bytes, *, is_narrated: bool = False
+        self,
+        record: JobRecord,
+        operation: Any,
+        path: str,
+        body: bytes,
+        *,
+        made: asyncio.Future[JobRecord] | None = None,
+        is_narrated: bool = False,
     ) -> Response:
         """Return the response that runs an accepted call; the caller's leaving cancels it.
 
         Args:
+            made: The call's acceptance, where that is still on its way to the disk.
             is_narrated: Tell the caller in the stream of a chat completion what it waits for.
         """
         call = Call(record=record, operation=operation, path=path, body=body, is_narrated=is_narrated)
-        return _RelayedResponse(self, call)
+        return _RelayedResponse(self, call, made)
 
     async def answer(self, job: RunningJob, call: Call, caller: Caller) -> dict[str, Any]:
         """Place the call, pass the worker's bytes on, and return what its closing line says.
@@ -104,7 +114,7 @@ class Relay:
         said = caller.splice.said if caller.splice is not None else Said()
         try:
             placement = await self._dispatcher.acquire(
-                job, job.record.model, seam(said, lost), purpose=call.operation.purpose
+                job, job.record.model, seam(said, lost), purpose=call.operation.purpose, is_relayed=True
             )
         except StartFailedError as failed:
             if not isinstance(failed.cause, NOT_STARTED):
@@ -124,7 +134,10 @@ class Relay:
             await asyncio.sleep(STOPPING_S)
             return Loss(error, placement.worker_id)
         finally:
-            self._dispatcher.release(placement)
+            try:
+                await placement.on_disk()
+            finally:
+                self._dispatcher.release(placement)
 
     async def _body_after(self, placement: Placement, asked: Asked, splice: Splice, correlation_id: str) -> bytes:
         """Return what a worker is asked for so that it goes on.
@@ -216,10 +229,11 @@ def _waited_s(job: RunningJob, caller: Caller) -> float | None:
 
 
 class _RelayedResponse(Response):
-    def __init__(self, relay: Relay, call: Call) -> None:
+    def __init__(self, relay: Relay, call: Call, made: asyncio.Future[JobRecord] | None) -> None:
         super().__init__()
         self._relay = relay
         self._call = call
+        self._made = made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the call as a job; the response ends when its bytes do, the job when its log has them."""
@@ -233,7 +247,7 @@ class _RelayedResponse(Response):
         async def handler(job: RunningJob) -> dict[str, Any]:
             return await self._relay.answer(job, call, caller)
 
-        job = runner.launch(call.record, call.operation, handler)  # type: ignore[arg-type]  # one of its kinds
+        job = runner.launch(call.record, call.operation, handler, self._made)  # type: ignore[arg-type]  # one of its kinds
         assert job.task is not None
         leaving = asyncio.ensure_future(_until_left(receive))
         finished = asyncio.ensure_future(caller.finished.wait())
@@ -241,7 +255,8 @@ class _RelayedResponse(Response):
         try:
             await asyncio.wait({job.task, leaving, finished}, return_when=asyncio.FIRST_COMPLETED)
             if leaving.done() and not finished.done() and not job.task.done():
-                await runner.cancel(call.record.job_id)
+                with suppress(NotFoundError):  # its acceptance was refused just now
+                    await runner.cancel(call.record.job_id)
                 return
         finally:
             others = [leaving, finished, *([telling] if telling is not None else [])]
@@ -253,6 +268,10 @@ class _RelayedResponse(Response):
 
     async def _tell_story(self, caller: Caller) -> None:
         """Tell the caller what its job's log says, until the answer begins."""
+        if self._made is not None:
+            await asyncio.wait({self._made})
+            if self._made.exception() is not None:
+                return
         reader = await self._relay.runner.registry.follow(self._call.record.job_id)
         try:
             while not (caller.has_answer or reader.is_ended or reader.is_closing):
@@ -272,6 +291,8 @@ class _RelayedResponse(Response):
         job_id = self._call.record.job_id
         if caller.is_started:
             await caller.fail(error)
+        elif await job.refusal() is not None:  # there is no such job
+            await error_response(error)(scope, receive, send)
         else:
             response = error_response(error, job_id=job_id)
             response.headers["x-job-id"] = job_id

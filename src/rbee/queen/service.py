@@ -157,6 +157,40 @@ class QueenService:
             ModelNotFoundError: No source knows the model that it names.
             RbeeError: See `JobRegistry.create`.
         """
+        record, lines = self._drafted(
+            operation, correlation_id, is_correlation_id_replaced, principal, idempotency_key, is_kept, say
+        )
+        return await self._made(record, operation, lines, OWN_QUEUED_MAX if is_own else None)
+
+    def accept_soon(
+        self,
+        operation: AnyOperation,
+        *,
+        correlation_id: str,
+        is_correlation_id_replaced: bool,
+        principal: str,
+        say: Callable[[], list[bytes]] = list,
+    ) -> tuple[JobRecord, asyncio.Future[JobRecord]]:
+        """Make a job of a call that is relayed; on disk once the future is done.
+
+        Its worker can be asked meanwhile, and reads the prompt: the caller is told nothing before. See `accept`.
+        """
+        record, lines = self._drafted(
+            operation, correlation_id, is_correlation_id_replaced, principal, None, False, say
+        )
+        return record, asyncio.ensure_future(self._made(record, operation, lines, None))
+
+    def _drafted(
+        self,
+        operation: AnyOperation,
+        correlation_id: str,
+        is_correlation_id_replaced: bool,
+        principal: str,
+        idempotency_key: str | None,
+        is_kept: bool,
+        say: Callable[[], list[bytes]],
+    ) -> tuple[JobRecord, list[bytes]]:
+        """Return what the job will be, and the first lines of its log."""
         if self.is_closing:
             raise UnavailableError("The queen is stopping.", retry_after_s=1.0)
         model = self._model_of(operation)
@@ -172,7 +206,7 @@ class QueenService:
                     )
                 )
             lines += say()
-        record = await self.registry.create(
+        record = self.registry.draft(
             operation,
             job_id=job_id,
             correlation_id=correlation_id,
@@ -181,13 +215,18 @@ class QueenService:
             hive_id=getattr(operation, "hive_id", None),
             idempotency_key=idempotency_key,
             is_kept=is_kept,
-            queued_max=OWN_QUEUED_MAX if is_own else None,
-            events=[narration_event(line) for line in lines],
         )
-        if record.job_id == job_id:
+        return record, lines
+
+    async def _made(
+        self, record: JobRecord, operation: AnyOperation, lines: list[bytes], queued_max: int | None
+    ) -> JobRecord:
+        events = [narration_event(line) for line in lines]
+        made = await self.registry.put(record, operation, queued_max=queued_max, events=events)
+        if made.job_id == record.job_id:
             for line in lines:
                 emit(line)
-        return record
+        return made
 
     def launch(self, record: JobRecord, operation: AnyOperation) -> None:
         """Start an accepted job, unless it has ended or runs already (a repeated submit).

@@ -29,6 +29,7 @@ class Placement:
         closing: The fields of the attempt's `worker_inference`; fails when the worker is lost.
         heard_at: Loop time of the last token line, 0 before the first.
         moved_at: Loop time since which it stands still, from placement on; not while its hive is away.
+        committed: Done when it is on disk, where the worker is asked meanwhile.
     """
 
     def __init__(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> None:
@@ -41,6 +42,19 @@ class Placement:
         self.closing: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.heard_at = 0.0
         self.moved_at = loop.time()
+        self.committed: asyncio.Future[None] | None = None
+
+    async def on_disk(self) -> None:
+        """Wait until it is on disk; raises why it will not be. Waiting less leaves the write alone."""
+        if self.committed is not None:
+            await asyncio.wait({self.committed})
+            self.committed.result()
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether it could not be written down."""
+        committed = self.committed
+        return committed is not None and committed.done() and committed.exception() is not None
 
     def fail(self, error: Exception) -> None:
         """Tell whoever waits for the closing line that none will come."""

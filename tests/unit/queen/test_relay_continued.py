@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,22 @@ async def _read(caller: aiohttp.ClientSession, url: str, call: dict[str, Any]) -
         return await response.read(), response.headers["x-job-id"]
 
 
+async def _read_past(
+    caller: aiohttp.ClientSession,
+    url: str,
+    call: dict[str, Any],
+    frames: bytes,
+    then: Callable[[], Awaitable[None]],
+) -> tuple[bytes, str]:
+    """Read what comes; `then` is done once these frames have come."""
+    received = b""
+    async with caller.post(url, json=call) as response:
+        while len(received) < len(frames):
+            received += await response.content.readany()
+        await then()
+        return received + await response.read(), response.headers["x-job-id"]
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -230,11 +246,13 @@ async def test_what_cannot_be_gone_on_with_ends_in_one_error_frame(
     """Rather than invent, the stream ends with `worker_lost` behind whole frames, and no [DONE]."""
     frames = frames_of(CHAT if "messages" in call else COMPLETION)[:2]
     path = CHAT_PATH if "messages" in call else "/v1/completions"
-    _put(hive, *frames, ConnectionError("the worker dies"))
-    calling = asyncio.ensure_future(_read(caller, url + path, call))
-    await until(lambda: len(hive.asked) == 1 and hive.frames.empty())
-    await hive.kill(hive.workers[0].worker_id)
-    received, job_id = await calling
+    _put(hive, *frames)
+
+    async def die() -> None:
+        _put(hive, ConnectionError("the worker dies"))
+        await hive.kill(hive.workers[0].worker_id)
+
+    received, job_id = await _read_past(caller, url + path, call, b"".join(frames), die)
 
     assert received.startswith(b"".join(frames) + b'data: {"error":')
     error = msgspec.json.decode(received[len(b"".join(frames)) :].removeprefix(b"data: "))["error"]
@@ -253,11 +271,14 @@ async def test_answer_of_which_too_much_was_said_is_not_gone_on_with(
 ) -> None:
     """What is held of an answer is bounded; beyond it a loss is the end."""
     monkeypatch.setattr(callers, "HELD_BYTES_MAX", 300)
-    _put(hive, *frames_of(CHAT)[:3], ConnectionError("the worker dies"))
-    calling = asyncio.ensure_future(_read(caller, url + CHAT_PATH, CHAT))
-    await until(lambda: len(hive.asked) == 1 and hive.frames.empty())
-    await hive.kill(hive.workers[0].worker_id)
-    received, _ = await calling
+    frames = frames_of(CHAT)[:3]
+    _put(hive, *frames)
+
+    async def die() -> None:
+        _put(hive, ConnectionError("the worker dies"))
+        await hive.kill(hive.workers[0].worker_id)
+
+    received, _ = await _read_past(caller, url + CHAT_PATH, CHAT, b"".join(frames), die)
 
     assert b"longer than what is held" in received
 

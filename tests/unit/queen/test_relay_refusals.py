@@ -11,8 +11,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from rbee.contracts.operations import WorkerSpawn, WorkerStop
+from rbee.contracts.operations import QueenCheck, WorkerSpawn, WorkerStop
 from rbee.errors import ConflictError, InvalidRequestError, OverloadedError, UnavailableError
+from rbee.jobs import JobFilter
 from rbee.queen import answering, passing, patience
 from tests.unit.client.raw_server import raw_server, says
 from tests.unit.queen.queen_stage import MODEL, closing, worker_info
@@ -229,16 +230,36 @@ async def test_response_stream_that_breaks_off_ends_with_an_error_and_says_that_
 ) -> None:
     """Events of the Responses API are not gone on with: what came is followed by one error."""
     first = b'event: response.created\ndata: {"type":"response.created","response":{"status":"in_progress"}}\n\n'
-    _put(hive, first, None)
+    _put(hive, first)
     call = {"model": MODEL, "input": "count", "stream": True}
-    calling = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/responses", json=call))
-    await until(lambda: len(hive.asked) == 1 and hive.frames.empty())
-    job_id = hive.asked[0][1]["x-job-id"]
     error = {"code": "worker_lost", "message": "The worker was stopped."}
-    await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="failed", error=error))
-    async with await calling as response:
-        body = await response.read()
+    async with caller.post(await whole_queen.url() + "/v1/responses", json=call) as response:
+        job_id, body = response.headers["x-job-id"], b""
+        while len(body) < len(first):
+            body += await response.content.readany()
+        _put(hive, None)
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, outcome="failed", error=error))
+        body += await response.read()
 
     assert body.startswith(first + b'data: {"error":{"message":"The worker was stopped. The answer cannot be')
     assert b"its events cannot be gone on with" in body
     assert (await whole_queen.end(job_id))["reason"] == "worker_lost"
+
+
+async def test_call_that_is_refused_while_its_worker_is_asked_is_no_job_and_takes_no_slot(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """Accepting is on its way while the worker reads the prompt; nothing of the answer reaches the caller before."""
+    registry = whole_queen.registry
+    waiting = await registry.create(QueenCheck())
+    registry.queued_max = 1
+    _put(hive, *frames_of(CALL), None)
+    async with caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL) as response:
+        body = msgspec.json.decode(await response.read())
+        assert (response.status, response.headers["retry-after"]) == (429, "5")
+        assert "x-job-id" not in response.headers
+    assert body["error"]["code"] == "overloaded"
+    worker_id = hive.workers[0].worker_id
+    await until(lambda: not whole_queen.service.workers.slots_used(worker_id))
+    assert [view.job_id for view in await registry.find(JobFilter())] == [waiting.job_id]
+    assert not whole_queen.service.runner.running
