@@ -471,6 +471,26 @@ async def test_worker_whose_number_was_not_written_down_yet_is_found_by_its_id(h
     assert [info.pid for info in hive.workers.infos()] == [worker.process.child.pid]
 
 
+async def test_engine_is_not_taken_for_its_worker(hive: Hive) -> None:
+    """It leads a session of its own and carries the worker's id, but not the worker's token."""
+    engine = (
+        "env = {name: value for name, value in os.environ.items() if name != 'RBEE_WORKER_TOKEN'}\n"
+        "subprocess.Popen(['sleep', '600'], env=env, start_new_session=True)\n"
+    )
+    wanted = hive.wanted(engine + READY)
+    worker = await hive.workers.start(wanted, HIVE)
+    new_worker_file(wanted, worker.file.token).write(hive.home.workers / wanted.worker_id)
+    await leave(hive)
+    os.kill(worker.process.child.pid, signal.SIGKILL)
+    await worker.process.wait()
+
+    hive.workers = hive.another()
+    await hive.find_again()
+
+    assert hive.workers.infos() == []
+    assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
+
+
 async def test_worker_that_was_never_started_leaves_nothing(hive: Hive) -> None:
     wanted = hive.wanted(READY)
     directory = hive.home.workers / wanted.worker_id
