@@ -144,6 +144,7 @@ class Command:
         settings = self._options.settings
         deadline_s = time.monotonic() + settings.ready_timeout_s
         told: Probe | None = None
+        narrated = set(_LOADING)
         while True:
             if (status := process.child.poll()) is not None:
                 raise self._failed(f"{status.describe()} before it was ready", address, said_before)
@@ -156,7 +157,8 @@ class Command:
             found = ask_ready(address, settings.ready, min(left_s, 5.0))
             if found.status == 200:
                 break
-            if found.status not in _LOADING and told != found:
+            if found.status not in narrated:
+                narrated.add(found.status)
                 narrate(
                     "worker_engine_wait", f"The engine {self.name} is up, but {found.describe(settings.ready)}."
                 )
