@@ -52,12 +52,14 @@ def error_in(answer: Any) -> dict[str, Any] | None:
     """Find what tells of an error in a decoded answer, in any of the forms that servers have for it."""
     if not isinstance(answer, dict):
         return None
+    if answer.get("type") == "error" and answer.get("message"):  # as the Responses API has it
+        return answer
     error = answer.get("error")
     if isinstance(error, dict):
         return error
     if isinstance(error, str) and error:
         return {"message": error}
-    if answer.get("object") == "error" or (answer.get("type") == "error" and answer.get("message")):
+    if answer.get("object") == "error":
         return answer
     return {"message": _detail(answer["detail"])} if answer.get("detail") and "choices" not in answer else None
 

@@ -74,27 +74,6 @@ async def test_worker_that_is_busy_or_not_ready_yet_is_asked_again(
     assert end["result"]["attempts"] == 1
 
 
-@pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
-async def test_engine_that_is_not_ready_is_another_attempt(
-    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refused: int, status: int
-) -> None:
-    """Its worker had taken the request on, and knows it already; in the end the caller is told to come again."""
-    again = [UnavailableError("The engine is not ready yet."), ConflictError("It was taken on before.")]
-    hive.refusals = again * refused
-    _put(hive, *frames_of(CALL), None)
-    got, body, job_id = await _call(whole_queen, caller)
-
-    assert got == status
-    assert [headers["x-request-id"] for _, headers in hive.asked] == [
-        f"{job_id}.{number}" for number in (1, 1, 2, 2)[: 3 if refused == 1 else 4]
-    ]
-    if status == 503:
-        assert msgspec.json.decode(body)["error"]["message"] == "The engine is not ready yet."
-    else:
-        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, attempt=2))
-        assert _text(body) == "".join(ANSWER)
-
-
 async def test_worker_that_cannot_be_reached_and_has_died_is_replaced(
     whole_queen: Queen, caller: aiohttp.ClientSession
 ) -> None:
@@ -216,3 +195,24 @@ async def test_response_stream_that_breaks_off_ends_with_an_error_and_says_that_
     assert body.startswith(first + b'data: {"error":{"message":"The worker was stopped. The answer cannot be')
     assert b"its events cannot be gone on with" in body
     assert (await whole_queen.end(job_id))["reason"] == "worker_lost"
+
+
+@pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
+async def test_engine_that_is_not_ready_is_another_attempt(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refused: int, status: int
+) -> None:
+    """Its worker had taken the request on, and knows it already; in the end the caller is told to come again."""
+    again = [UnavailableError("The engine is not ready yet."), ConflictError("It was taken on before.")]
+    hive.refusals = again * refused
+    _put(hive, *frames_of(CALL), None)
+    got, body, job_id = await _call(whole_queen, caller)
+
+    assert got == status
+    assert [headers["x-request-id"] for _, headers in hive.asked] == [
+        f"{job_id}.{number}" for number in (1, 1, 2, 2)[: 3 if refused == 1 else 4]
+    ]
+    if status == 503:
+        assert msgspec.json.decode(body)["error"]["message"] == "The engine is not ready yet."
+    else:
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, attempt=2))
+        assert _text(body) == "".join(ANSWER)
