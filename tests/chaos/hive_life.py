@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
+from rbee.contracts.engine_settings import EngineTable
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_boot_id
 from rbee.hive.deliveries import Deliveries
@@ -33,7 +34,7 @@ async def main(root: Path, queen_url: str, hive_id: str) -> None:
         outbox = Outbox(QueenLink(session, queen_url, hive_id, None))
         outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)
         deliveries, settings = Deliveries(outbox), HiveSettings()
-        workers = Workers(home, settings, outbox, deliveries, lambda: None)
+        workers = Workers(home, settings, outbox, deliveries, lambda: None, engines=EngineTable())
         carrying = asyncio.ensure_future(outbox.run())
         for path in sorted(home.hive.iterdir()):
             if path.name != boot_id:

@@ -192,16 +192,16 @@ async def test_lost_hive_ends_worker_and_engine(start: Start, tmp_path: Path) ->
     await gone(worker)
 
 
-def family() -> str:
-    """Describe an engine that has a child which leaves its group."""
-    small = Path(__file__).parents[1] / "unit" / "worker" / "small_server.py"
-    command = [sys.executable, str(small), "{port}", "family"]
+def small(behaviour: str) -> str:
+    """Describe the small server as an engine."""
+    server = Path(__file__).parents[1] / "unit" / "worker" / "small_server.py"
+    command = [sys.executable, str(server), "{port}", behaviour]
     return f"[engines.tcp]\ncommand = {msgspec.json.encode(command).decode()}\n"
 
 
 async def test_engine_that_ends_leaves_nothing(start: Start) -> None:
     """Not what it had started, wherever that went: its memory is wanted."""
-    worker = start(text=family())
+    worker = start(text=small("family"))
     await worker.ready()
     engine_of(worker).kill()
     assert await worker.end() == 1
@@ -212,10 +212,23 @@ async def test_lost_hive_ends_all_that_an_engine_started(start: Start, tmp_path:
     """There may be no hive again to look for it."""
     lock = FileLock(Home.at(tmp_path).hive_lock)
     assert lock.acquire()
-    worker = start("--worker-lease-s", "0.5", text=family(), environ={"RBEE_HIVE_ID": HIVE_ID})
+    worker = start("--worker-lease-s", "0.5", text=small("family"), environ={"RBEE_HIVE_ID": HIVE_ID})
     await worker.ready()
     lock.release()
     assert await worker.end() == 1
+    assert left_of(worker) == []
+
+
+async def test_lost_hive_ends_an_engine_that_is_loading(start: Start, tmp_path: Path) -> None:
+    """The worker waits for it, and is not to be asked."""
+    lock = FileLock(Home.at(tmp_path).hive_lock)
+    assert lock.acquire()
+    worker = start("--worker-lease-s", "0.5", text=small("loading"), environ={"RBEE_HIVE_ID": HIVE_ID})
+    await worker.until(lambda: bool(worker.said("worker_load_model")))
+    await worker.until(lambda: bool(psutil.Process(worker.process.pid).children()))
+    lock.release()
+    assert await worker.end() == 1
+    assert worker.lines()[-1]["action"] == "worker_lease_lost"
     assert left_of(worker) == []
 
 

@@ -43,13 +43,14 @@ class _Choices:
         self._choices: dict[int, dict[str, Any]] = {}
         self._timings: dict[int, Mapping[str, Any]] = {}
         self._told_usage: Mapping[str, Any] | None = None
+        self._lone_usage: Mapping[str, Any] | None = None
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Take the next chunk."""
         for key, value in chunk.items():
             if key not in {"choices", "usage", "timings"}:
                 self._envelope.setdefault(key, value)
-        self._told_usage = chunk.get("usage") or self._told_usage
+        self._note_usage(chunk)
         for part in chunk.get("choices") or ():
             index = part.get("index", 0)
             if index not in self._choices and len(self._choices) >= MAX_CHOICES:
@@ -72,9 +73,21 @@ class _Choices:
         if self._timings:
             answer["usage"] = self._usage()
             answer["timings"] = self._timings[min(self._timings)]
-        elif self._told_usage is not None:
-            answer["usage"] = self._told_usage
+        elif usage := self._lone_usage or self._told_usage:
+            answer["usage"] = usage
         return answer
+
+    def _note_usage(self, chunk: Mapping[str, Any]) -> None:
+        """Note a usage; those told by themselves are each of one choice, and of one prompt."""
+        usage, before = chunk.get("usage"), self._lone_usage
+        if not usage or chunk.get("choices") != []:
+            self._told_usage = usage or self._told_usage
+            return
+        if before is not None:
+            completion = before.get("completion_tokens", 0) + usage.get("completion_tokens", 0)
+            usage = {**usage, "completion_tokens": completion}
+            usage["total_tokens"] = usage.get("prompt_tokens", 0) + completion
+        self._lone_usage = usage
 
     def _usage(self) -> dict[str, Any]:
         """Count as OpenAI does: the prompt once, every choice's answer."""

@@ -30,6 +30,8 @@ PLACEHOLDERS = (
 
 # `{word}` alone: JSON, and the double braces of templates, are words like any other.
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_]+)\}(?!\})")
+# What is shorter hides nothing, and stands in other words.
+_SECRET_CHARS = 6
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 Word = Annotated[str, Meta(max_length=32 * 1024)]
@@ -69,6 +71,13 @@ class EngineSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     purposes: Annotated[tuple[Purpose, ...], Meta(min_length=1)] = ("generate",)
     needs_file: bool = True
     prefill: bool = False
+
+    def without_values(self, words: str, *more: str) -> str:
+        """Return some words with `***` for each value of `env`, and of `more`, of 6 characters or more."""
+        for value in sorted([*more, *self.env.values()], key=len, reverse=True):
+            if len(value) >= _SECRET_CHARS:
+                words = words.replace(value, "***")
+        return words
 
     def listens_on_socket(self) -> bool:
         """Tell whether it is to listen on a unix socket rather than on a port."""

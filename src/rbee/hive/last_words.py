@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from rbee.contracts.engine_settings import EngineSettings
 from rbee.hive.outbox import LAST_LINES, Source
 from rbee.hive.shown_line import shown_line
 from rbee.narration import scope
@@ -34,13 +35,17 @@ class LastWords(Struct, frozen=True):
     failure: str = ""
 
 
-def last_words(sources: list[Source]) -> LastWords:
+def last_words(sources: list[Source], engine: EngineSettings | None = None) -> LastWords:
     """Return the last of a worker's files, of what is already read and what is still to be read.
 
     What the worker says it failed with is among the lines, however much its engine said meanwhile; what the engine
     says is never taken for it.
+
+    Args:
+        sources: The files.
+        engine: What the configuration says of its engine, whose `env` may hold secrets.
     """
-    tails = [(source, _tail(source)) for source in sources]
+    tails = [(source, _tail(source, engine)) for source in sources]
     lines = [line for _, tail in tails for line in tail]
     own = [line for source, tail in tails if source.is_narration for line in tail]
     failures = [line for line in own if line.startswith(_FAILURE)][-1:]
@@ -50,10 +55,11 @@ def last_words(sources: list[Source]) -> LastWords:
     return LastWords(kept if failures[0] in kept else [*kept[1:], *failures], failures[0].removeprefix(_FAILURE))
 
 
-def _tail(source: Source) -> list[str]:
+def _tail(source: Source, engine: EngineSettings | None) -> list[str]:
     raw = source.follower.tail(TAIL_BYTES).split(b"\n")
     unread = [shown_line(line, is_narration=source.is_narration) for line in raw]
-    return [line for line in [*source.last_lines, *unread] if line][-LAST_LINES:]
+    lines = [line for line in [*source.last_lines, *unread] if line][-LAST_LINES:]
+    return lines if engine is None else [engine.without_values(line) for line in lines]
 
 
 def say_exit(

@@ -68,11 +68,14 @@ class Source:
         stretch = self.follower.read(SOURCE_BYTES_MAX)
         if not stretch.data:
             return []
-        self._remember(stretch.data)
+        self._remember(stretch.data, is_cut=not self.follower.begins_line(stretch.offset))
         header = SourceHeader(source=self.name, offset=stretch.offset, bytes=len(stretch.data))
         return [encode_json(header) + b"\n", stretch.data]
 
-    def _remember(self, data: bytes) -> None:
+    def _remember(self, data: bytes, *, is_cut: bool) -> None:
+        """Keep the last lines; where the first is the rest of one, that may be of a piece of an answer."""
+        if is_cut:
+            data = data.partition(b"\n")[2]
         for line in data.rsplit(b"\n", LAST_LINES + 1)[-LAST_LINES - 1 :]:
             if shown := shown_line(line, is_narration=self.is_narration):
                 self.last_lines.append(shown)

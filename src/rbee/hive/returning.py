@@ -9,7 +9,7 @@ from rbee.contracts.home import Home
 from rbee.contracts.ids import is_id
 from rbee.errors import InternalError
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import last_words, say_exit_surely
+from rbee.hive.last_words import say_exit_surely
 from rbee.hive.worker_file import adopted, read_worker_file
 from rbee.hive.workers import Workers
 from rbee.narration import narrate, scope
@@ -40,10 +40,10 @@ class Returning:
         elif file is not None and file.pid is None and not has_words:
             shutil.rmtree(directory, ignore_errors=True)  # it was never started
         else:
-            status = file.status if file is not None else None
-            self._deliveries.own(self._clear_stray(directory, status))  # may take a while
+            status, engine = (file.status, file.wanted.engine) if file is not None else (None, None)
+            self._deliveries.own(self._clear_stray(directory, status, engine))  # may take a while
 
-    async def _clear_stray(self, directory: Path, status: ExitStatus | None) -> None:
+    async def _clear_stray(self, directory: Path, status: ExitStatus | None, engine: str | None) -> None:
         """Stop what is left of a worker that cannot be adopted, and see that all it said still arrives."""
         worker_id = directory.name
         marker = ("RBEE_WORKER_ID", worker_id)
@@ -62,4 +62,4 @@ class Returning:
                 )
         sizes = {source.name: source.follower.size for source in sources}
         status = status or ExitStatus(unknown=True)
-        await say_exit_surely(worker_id, None, status, last_words(sources), sizes)
+        await say_exit_surely(worker_id, None, status, self._workers.last_words(sources, engine), sizes)

@@ -88,7 +88,8 @@ class HiveService:
         self.machine = Machine(home.root)
         self._is_reading = False
         self.deliveries = Deliveries(outbox)
-        self.workers = Workers(home, settings, outbox, self.deliveries, self._changed.set, program=worker_program)
+        carriers = (outbox, self.deliveries, self._changed.set)
+        self.workers = Workers(home, settings, *carriers, engines=self.engines, program=worker_program)
         self._returning = Returning(home, self.workers, self.deliveries, stop_grace_s=settings.stop_grace_s)
         self.runner = JobRunner(registry, actor="hive", owner=boot_id, handlers=self._handlers(), is_known=False)
         limits = Limits(

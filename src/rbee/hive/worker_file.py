@@ -63,13 +63,13 @@ def adopted(file: WorkerFile) -> Child | None:
     """Hold on to the process of a worker that an earlier start of the hive left running; None when it is gone.
 
     A hive that was killed between starting the process and writing its number down left a process that carries
-    the worker's id: the one that leads its session.
+    the worker's token, as its engine does not, and leads its session.
     """
     if file.status is not None:
         return None
     if file.pid is not None and file.start_time is not None:
         return adopt(file.pid, file.start_time, boot_id=file.machine_boot_id)
-    for pid, start_time in find_marked("RBEE_WORKER_ID", file.wanted.worker_id):
+    for pid, start_time in find_marked("RBEE_WORKER_TOKEN", file.token):
         entry = read_process(pid)
         if entry is not None and entry.session == pid:
             return adopt(pid, start_time)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from rbee.contracts.engine_settings import BUILT_IN, EngineTable
 from rbee.contracts.heartbeats import WorkerInfo
 from rbee.contracts.home import Home
 from rbee.contracts.ids import is_id
@@ -28,7 +29,7 @@ from rbee.errors import (
     WorkerError,
 )
 from rbee.hive.deliveries import Deliveries
-from rbee.hive.last_words import AGAIN_S, last_words, say_exit_surely
+from rbee.hive.last_words import AGAIN_S, LastWords, last_words, say_exit_surely
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.settings import HiveSettings
 from rbee.hive.worker import Worker, ready_url
@@ -60,9 +61,11 @@ class Workers:
         deliveries: Deliveries,
         on_change: Callable[[], None],
         *,
+        engines: EngineTable,
         program: Path | None = None,
     ) -> None:
         """Take what is needed; `program` is what to run instead of the worker installed next to Python."""
+        self._engines = engines
         self._home = home
         self._settings = settings
         self._outbox = outbox
@@ -301,7 +304,7 @@ class Workers:
         worker.status = status
         self._write_down(worker, status=status)
         sizes = {source.name: source.seal() for source in worker.sources}
-        worker.last_words = last_words(worker.sources)
+        worker.last_words = self.last_words(worker.sources, worker.wanted.engine)
         worker.state = WorkerState.STOPPED if worker.is_stopping else WorkerState.FAILED
         del self._workers[worker.worker_id]
         await say_exit_surely(worker.worker_id, worker.wanted.model.ref, status, worker.last_words, sizes)
@@ -312,6 +315,10 @@ class Workers:
         worker.process.stderr.close()
         worker.process.child.close()
         await self._deliveries.remove_delivered(self._home.workers / worker.worker_id, worker.sources)
+
+    def last_words(self, sources: list[Source], engine: str | None) -> LastWords:
+        """Return the last of a worker's files without what the configuration gives its engine in `env`."""
+        return last_words(sources, self._engines.engines.get(engine or BUILT_IN))
 
     async def stop(self, worker_id: str) -> None:
         """Stop a worker with everything it started: TERM, `stop_grace_s`, KILL; returns when all is gone.

@@ -265,6 +265,10 @@ class FileFollower:
         self.acknowledge(offset)
         return Loss(offset, offset - start, lines)
 
+    def begins_line(self, offset: int) -> bool:
+        """Tell whether a line is known to begin at an offset; right behind a hole none is."""
+        return offset == 0 or self._bytes(offset - 1, 1) == b"\n"
+
     def tail(self, max_bytes: int) -> bytes:
         """Return the last lines that were not read yet, at most so many bytes, and leave the position alone.
 
@@ -273,7 +277,7 @@ class FileFollower:
         """
         size = self.size
         start = max(self._position, size - max_bytes)
-        if start == self._position and not self._part:
+        if start == self._position and self.begins_line(start):
             return self._bytes(start, size - start)
         return self._bytes(start - 1, size - start + 1).partition(b"\n")[2]
 

@@ -105,11 +105,15 @@ class EngineClient:
         return bool((await self._properties()).build_info)
 
     async def _properties(self) -> _Props:
-        """Ask the engine about itself, once; one that does not tell says nothing."""
+        """Ask the engine about itself, until it has told, or has no such route; else it says nothing."""
         if self._props is None:
             try:
                 self._props = msgspec.json.decode(await self.ask("GET", "/props"), type=_Props)
-            except (RbeeError, msgspec.MsgspecError):
+            except RbeeError as error:
+                if error.retryable:
+                    return _Props()
+                self._props = _Props()
+            except msgspec.MsgspecError:
                 self._props = _Props()
         return self._props
 

@@ -52,6 +52,8 @@ def error_in(answer: Any) -> dict[str, Any] | None:
     """Find what tells of an error in a decoded answer, in any of the forms that servers have for it."""
     if not isinstance(answer, dict):
         return None
+    if answer.get("type") == "error" and answer.get("message"):  # as the Responses API has it
+        return answer
     error = answer.get("error")
     if isinstance(error, dict):
         return error

@@ -105,6 +105,7 @@ class Front:
         self._kept = kept
         self._sink = sink
         self._worker_id = worker_id
+        self._shown_model = model
         self._model = engine.traits.model_name or model
         self._purpose = purpose
         self._routes: dict[str, dict[str, _Answer]] = {
@@ -209,7 +210,7 @@ class Front:
         if await self._engine.ignores_tools():
             narrate(
                 "worker_ignore_tools",
-                f"The chat template of {self._model} has no place for tools: the model is not told of them.",
+                f"The chat template of {self._shown_model} has no place for tools: the model is not told of them.",
                 level="warning",
                 attempt=call.attempt,
             )

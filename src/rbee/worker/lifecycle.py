@@ -125,8 +125,10 @@ async def _end_with(process: EngineProcess) -> None:
     """End at once: whatever else is said of a request would end it here, and it is to go on elsewhere."""
     how = await process.ended()
     narrate("worker_failed", f"{how} Without it, this worker ends.", level="error")
-    process.kill()  # what it left behind; without awaiting, so that nobody says anything meanwhile
-    os._exit(_ENGINE_LOST_EXIT)
+    try:
+        process.kill()  # what it left behind; without awaiting, so that nobody says anything meanwhile
+    finally:
+        os._exit(_ENGINE_LOST_EXIT)
 
 
 def _say_ready(settings: WorkerSettings, url: str, context_tokens: int, load_s: float) -> None:
@@ -178,8 +180,10 @@ def _start_lease(settings: WorkerSettings, engine: Engine, sink: FileSink) -> No
         say_lease_lost(settings.worker_lease_s)
         # Nothing else is said: the engine's end is ours now, and what it was asked is to go on elsewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fd)
-        engine.kill()
-        os._exit(_LEASE_LOST_EXIT)
+        try:
+            engine.kill()
+        finally:
+            os._exit(_LEASE_LOST_EXIT)
 
     LeaseThread(Home(settings.home.absolute()).hive_lock, settings.worker_lease_s, leave).start()
 

@@ -135,9 +135,9 @@ async def relay_foreign_stream(
     except RbeeError:
         await flush()  # what came with it
         raise
-    closing.completed()
     if (rest := mender.rest()) is not None:
         ready.extend(canonical_frame(_encode(rest), rest, dialect))
+    closing.completed()
     if not dialect.last_types:
         ready.extend(b"data: " + DONE + b"\n\n")
     if not reply.is_started:

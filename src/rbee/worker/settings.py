@@ -100,4 +100,4 @@ class WorkerSettings(Settings, kw_only=True, frozen=True):
     @property
     def shown_model(self) -> str:
         """The name the model is shown under."""
-        return self.alias or self.model.stem
+        return self.alias or self.model.name.removesuffix(".gguf")

@@ -196,3 +196,15 @@ def test_choices_beyond_the_bound_are_refused() -> None:
     """An engine that counts up for ever does not fill the memory."""
     with pytest.raises(WorkerError, match="more choices"):
         assembled(ChatAssembler(), *[chat_chunk({"content": "a"}, index=index) for index in range(1000)])
+
+
+def test_usage_told_for_each_choice_by_itself_is_added() -> None:
+    """As servers of llama.cpp do; the prompt counts once, and a usage told on the way is replaced."""
+    assembler = ChatAssembler()
+    for index in (0, 1):
+        assembler.add(
+            {"choices": [{"index": index, "delta": {"content": "a"}}], "usage": {"completion_tokens": 1}}
+        )
+        usage = {"prompt_tokens": 7, "completion_tokens": 3 + index, "total_tokens": 10 + index}
+        assembler.add({"choices": [], "usage": usage})
+    assert assembler.result()["usage"] == {"prompt_tokens": 7, "completion_tokens": 7, "total_tokens": 14}

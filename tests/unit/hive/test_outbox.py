@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from rbee.contracts.events import TOKEN_PREFIX
+from rbee.hive.last_words import last_words
 from rbee.hive.outbox import Outbox, Source
 from rbee.hive.queen_link import QueenLink
 from rbee.narration.emit import captured_narration
@@ -304,6 +305,27 @@ async def test_last_lines_leave_out_the_pieces_of_answers(hive: Hive) -> None:
     assert len(source.last_lines) <= 20
     assert source.last_lines[-1] == "line 29"
     assert not any("secret" in line for line in source.last_lines)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_last_lines_leave_out_the_rest_of_a_piece_behind_a_hole(hive: Hive, is_read: bool) -> None:
+    """Blocks that a hive gave back before it died end in the middle of a line; the next one begins there."""
+    piece = TOKEN_PREFIX + b'"text":"' + b"secret" * 20 + b'"}\n'
+    path = hive.file("a", piece * 100)
+    before = FileFollower(path)
+    before.acknowledge(len(piece) * 80)
+    before.close()
+    append(path, b"plain\n")
+    source = hive.outbox.add("a", path) if is_read else Source("a", FileFollower(path))
+    if is_read:
+        assert await hive.outbox.flush(5)
+    else:
+        source.follower.skip_hole()
+    words = last_words([source])
+    if not is_read:
+        source.follower.close()
+
+    assert words.lines == ["plain"]
 
 
 async def test_outbox_that_cannot_read_a_file_ends_instead_of_going_silent(tmp_path: Path) -> None:

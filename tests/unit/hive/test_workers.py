@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from rbee.contracts.engine_settings import EngineSettings, EngineTable
 from rbee.contracts.home import Home
 from rbee.contracts.ids import new_id
 from rbee.contracts.states import WorkerState
@@ -57,13 +58,15 @@ class Hive:
         self.changes = 0
         values = {"stop_grace_s": 5.0, "load_timeout_s": 20.0, **settings}
         self.settings = HiveSettings(home=self.home.root, **values)
+        self.engines = EngineTable()
         self.workers = self.another()
 
     def another(self, program: Path | None = None) -> Workers:
         """Return the workers of another start of the hive."""
         program = program or make_program(self.directory)
         self.deliveries = Deliveries(self.outbox)
-        return Workers(self.home, self.settings, self.outbox, self.deliveries, self._change, program=program)
+        carriers = (self.outbox, self.deliveries, self._change)
+        return Workers(self.home, self.settings, *carriers, engines=self.engines, program=program)
 
     async def find_again(self) -> None:
         """Do what a hive does when it comes back."""
@@ -245,6 +248,19 @@ async def test_engine_that_speaks_like_its_worker_is_not_believed(hive: Hive, fo
     said = "" if own == "pass" else " The oven is cold."
     assert told["message"] == f"The worker ended with exit code 3.{said}"
     assert caught.value.message == f"The worker ended with exit code 3 before it was ready.{said}"
+
+
+async def test_last_lines_have_no_value_that_an_engine_was_given(hive: Hive) -> None:
+    """Of its `env` in the configuration: the lines go to every job that the worker has."""
+    cook = EngineSettings(command=("cook", "{port}"), env={"COOKS_WORD": "hunter2-hunter2", "SALT": "on"})
+    hive.engines = EngineTable(engines={"cook": cook})
+    hive.workers = hive.another()
+    behaviour = "print('on hunter2-hunter2', file=sys.stderr)\nsys.exit(3)"
+    with pytest.raises(WorkerError) as caught:
+        await hive.workers.start(hive.wanted(behaviour, engine="cook"), HIVE)
+
+    [told] = hive.exits()
+    assert told["fields"]["last_lines"] == caught.value.details["last_lines"] == ["on ***"]
 
 
 async def test_event_on_stderr_is_no_last_line(hive: Hive) -> None:
@@ -469,6 +485,26 @@ async def test_worker_whose_number_was_not_written_down_yet_is_found_by_its_id(h
     await hive.find_again()
 
     assert [info.pid for info in hive.workers.infos()] == [worker.process.child.pid]
+
+
+async def test_engine_is_not_taken_for_its_worker(hive: Hive) -> None:
+    """It leads a session of its own and carries the worker's id, but not the worker's token."""
+    engine = (
+        "env = {name: value for name, value in os.environ.items() if name != 'RBEE_WORKER_TOKEN'}\n"
+        "subprocess.Popen(['sleep', '600'], env=env, start_new_session=True)\n"
+    )
+    wanted = hive.wanted(engine + READY)
+    worker = await hive.workers.start(wanted, HIVE)
+    new_worker_file(wanted, worker.file.token).write(hive.home.workers / wanted.worker_id)
+    await leave(hive)
+    os.kill(worker.process.child.pid, signal.SIGKILL)
+    await worker.process.wait()
+
+    hive.workers = hive.another()
+    await hive.find_again()
+
+    assert hive.workers.infos() == []
+    assert find_marked("RBEE_WORKER_ID", wanted.worker_id) == []
 
 
 async def test_worker_that_was_never_started_leaves_nothing(hive: Hive) -> None:

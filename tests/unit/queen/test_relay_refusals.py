@@ -101,27 +101,6 @@ async def test_what_a_refusal_quotes_is_for_the_caller_alone(
         assert "secret" not in str(shown)
 
 
-@pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
-async def test_engine_that_is_not_ready_is_another_attempt(
-    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refused: int, status: int
-) -> None:
-    """Its worker had taken the request on, and knows it already; in the end the caller is told to come again."""
-    again = [UnavailableError("The engine is not ready yet."), ConflictError("It was taken on before.")]
-    hive.refusals = again * refused
-    _put(hive, *frames_of(CALL), None)
-    got, body, job_id = await _call(whole_queen, caller)
-
-    assert got == status
-    assert [headers["x-request-id"] for _, headers in hive.asked] == [
-        f"{job_id}.{number}" for number in (1, 1, 2, 2)[: 3 if refused == 1 else 4]
-    ]
-    if status == 503:
-        assert msgspec.json.decode(body)["error"]["message"] == "The engine is not ready yet."
-    else:
-        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, attempt=2))
-        assert _text(body) == "".join(ANSWER)
-
-
 async def test_worker_that_cannot_be_reached_and_has_died_is_replaced(
     whole_queen: Queen, caller: aiohttp.ClientSession
 ) -> None:
@@ -263,3 +242,24 @@ async def test_call_that_is_refused_while_its_worker_is_asked_is_no_job_and_take
     await until(lambda: not whole_queen.service.workers.slots_used(worker_id))
     assert [view.job_id for view in await registry.find(JobFilter())] == [waiting.job_id]
     assert not whole_queen.service.runner.running
+
+
+@pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
+async def test_engine_that_is_not_ready_is_another_attempt(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession, refused: int, status: int
+) -> None:
+    """Its worker had taken the request on, and knows it already; in the end the caller is told to come again."""
+    again = [UnavailableError("The engine is not ready yet."), ConflictError("It was taken on before.")]
+    hive.refusals = again * refused
+    _put(hive, *frames_of(CALL), None)
+    got, body, job_id = await _call(whole_queen, caller)
+
+    assert got == status
+    assert [headers["x-request-id"] for _, headers in hive.asked] == [
+        f"{job_id}.{number}" for number in (1, 1, 2, 2)[: 3 if refused == 1 else 4]
+    ]
+    if status == 503:
+        assert msgspec.json.decode(body)["error"]["message"] == "The engine is not ready yet."
+    else:
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id, attempt=2))
+        assert _text(body) == "".join(ANSWER)

@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(3600)
             case "loading":
                 self._answer(503, {"error": "loading"})
+            case "flaps":
+                self._answer((404, 500, 503)[Handler.asked % 3], {})
             case "lacks_health":
                 self._answer(404, {})
             case _:

@@ -159,6 +159,16 @@ def test_server_that_is_not_ready_in_time_is_stopped(make: Make, behaviour: str,
         make(behaviour, ready_timeout_s=3.0).load()
 
 
+def test_what_a_server_answers_meanwhile_is_told_once_each(make: Make) -> None:
+    """However often it changes its mind."""
+    with captured_narration() as said, pytest.raises(StartError):
+        make("flaps", ready_timeout_s=3.0).load()
+    told = [event["message"] for event in said.events]
+    assert sorted(told) == [
+        f"The engine cook is up, but /health is answered with status {status}, not 200." for status in (404, 500)
+    ]
+
+
 def test_stranger_on_the_port_is_not_asked(make: Make) -> None:
     """Prompts go only to the process that was started, and those it started."""
     with pytest.raises(StartError, match="The engine cook is not who answers on the port it was given"):

@@ -364,3 +364,20 @@ async def test_narration_of_a_refusal_still_says_what_is_wrong(tmp_path: Path) -
     async with stage(tmp_path, script, traits=OTHER) as worker:
         await asked(worker, body)
         assert (await worker.closing())["fields"]["error"]["message"] == said
+
+
+async def test_engine_that_cannot_tell_of_itself_yet_is_asked_again(tmp_path: Path) -> None:
+    """Then it tells that the model hears of no tools; that is told by the name the model is shown under."""
+    props = b'{"build_info":"b1","chat_template_caps":{"supports_tools":false}}'
+    scripts = [
+        Script(status=503, media="application/json", parts=[b"{}"]),
+        Script(parts=list(ANSWER)),
+        Script(media="application/json", parts=[props]),
+        Script(parts=list(ANSWER)),
+        Script(parts=list(ANSWER)),
+    ]
+    async with stage(tmp_path, *scripts, traits=OTHER) as worker:
+        for _ in range(3):
+            assert (await asked(worker, {**ASKED, "tools": [{"type": "function"}]}))[0] == 200
+        said = [line["message"] for line in worker.lines() if line["action"] == "worker_ignore_tools"]
+    assert said == ["The chat template of m has no place for tools: the model is not told of them."] * 2

@@ -84,3 +84,11 @@ def test_slots_out_of_range_are_refused() -> None:
     """At least one."""
     with pytest.raises(ConfigurationError, match="--slots"):
         load_settings(WorkerSettings, ["--slots", "0"], {})
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"), [("/models/Qwen2.5-0.5B.gguf", "Qwen2.5-0.5B"), ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B")]
+)
+def test_name_without_an_alias_is_whole(model: str, shown: str) -> None:
+    """A number's point does not end it."""
+    assert WorkerSettings(home=Path(), model=Path(model)).shown_model == shown

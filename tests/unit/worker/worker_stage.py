@@ -70,8 +70,10 @@ class ScriptedEngine:
         """Answer one connection."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(line for line in head.splitlines() if line.lower().startswith("content-length:"))
-            self.asked.append(msgspec.json.decode(await reader.readexactly(int(length.partition(":")[2]))))
+            lengths = (line for line in head.splitlines() if line.lower().startswith("content-length:"))
+            length = next(lengths, ":0")  # a question without a body
+            body = await reader.readexactly(int(length.partition(":")[2]))
+            self.asked.append(msgspec.json.decode(body or b"{}"))
             self.got_request.set()
             async with asyncio.TaskGroup() as group:
                 playing = group.create_task(self._play(self.scripts.popleft(), writer))

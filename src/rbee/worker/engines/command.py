@@ -144,6 +144,7 @@ class Command:
         settings = self._options.settings
         deadline_s = time.monotonic() + settings.ready_timeout_s
         told: Probe | None = None
+        narrated = set(_LOADING)
         while True:
             if (status := process.child.poll()) is not None:
                 raise self._failed(f"{status.describe()} before it was ready", address, said_before)
@@ -156,7 +157,8 @@ class Command:
             found = ask_ready(address, settings.ready, min(left_s, 5.0))
             if found.status == 200:
                 break
-            if found.status not in _LOADING and told != found:
+            if found.status not in narrated:
+                narrated.add(found.status)
                 narrate(
                     "worker_engine_wait", f"The engine {self.name} is up, but {found.describe(settings.ready)}."
                 )
@@ -166,18 +168,13 @@ class Command:
             raise self._failed("is not who answers on the port it was given", address, said_before)
 
     def _failed(self, what: str, address: EngineAddress, said_before: int | None) -> StartError:
-        words = self._without_secrets(address.key, stderr_end(said_before).rstrip().rpartition("\n")[2].strip())
+        settings = self._options.settings
+        words = settings.without_values(stderr_end(said_before).rstrip().rpartition("\n")[2].strip(), address.key)
         last = f" Its last words: {words[:LAST_WORDS_CHARS]}" if words else ""
         return StartError(
             f"The engine {self.name} {what}.{last}",
             remedy=f"See all that it said (rbee logs --worker), then mend [engines.{self.name}] in rbee.toml.",
         )
-
-    def _without_secrets(self, key: str, words: str) -> str:
-        for value in sorted([key, *self._options.settings.env.values()], key=len, reverse=True):
-            if len(value) >= 6:
-                words = words.replace(value, "***")
-        return words
 
 
 class CommandProcess:
