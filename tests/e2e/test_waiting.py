@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from rbee.testing import LocalStack
@@ -132,6 +133,23 @@ async def test_answer_that_stands_still_ends_as_stalled_and_frees_its_slot(stack
         "The worker said no further token for 0.5 s.",
     )
     assert after[-1]["state"] == "completed"
+
+
+async def test_call_that_does_not_stream_and_stands_still_is_answered_as_stalled(
+    stack: LocalStack, model: str
+) -> None:
+    """An engine says nothing more: its caller hears of it, and the slot serves an answer that is only slow."""
+    url = f"{stack.url}/v1/chat/completions"
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        asked = {"model": model, "idle_timeout_s": 0.5}
+        prompt = str(Count(rate=1000, acts={3: "silence"}))
+        async with session.post(url, json=asked | {"messages": [{"role": "user", "content": prompt}]}) as response:
+            error = (await response.json())["error"]
+        slow = str(Count(last=15, rate=5))
+        async with session.post(url, json=asked | {"messages": [{"role": "user", "content": slow}]}) as response:
+            answer = await response.json()
+    assert (error["code"], error["message"]) == ("stalled", "The worker said no further token for 0.5 s.")
+    assert answer["choices"][0]["message"]["content"] == " ".join(map(str, range(1, 16)))
 
 
 async def test_answer_of_a_worker_that_stands_still_fails_for_want_of_its_first_token(

@@ -19,6 +19,8 @@ Channel = Literal["answer", "reasoning"]
 Chunk = Mapping[str, Any]
 
 DONE = b"[DONE]"
+# An answer that does not stream shows by a blank that it grows: so many seconds after the last one at the soonest.
+BLANK_EVERY_S = 1.0
 
 
 class Delta(Struct, frozen=True):

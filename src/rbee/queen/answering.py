@@ -141,8 +141,11 @@ class Answering:
                 raise HiveLostError(f"The hive {placement.hive_id} was not heard of for {now - began_at:.0f} s.")
             await self._book.changed(ASK_AGAIN_S)
 
-    def _check_alive(self, placement: Placement, operation: Generation) -> float:
-        """Return the seconds until the next look; raises when the hive is lost, or nothing moved for too long."""
+    def _check_alive(self, placement: Placement, operation: Generation, shown_every_s: float = 0.0) -> float:
+        """Return the seconds until the next look; raises when the hive is lost, or nothing moved for too long.
+
+        Of tokens that are shown every `shown_every_s` only, the last one may be as old when it is seen.
+        """
         now = asyncio.get_running_loop().time()
         hive = self._book.hive(placement.hive_id)
         if self._book.state_of(hive) is not HiveState.LIVE:
@@ -156,7 +159,7 @@ class Answering:
             limit_s = operation.idle_timeout_s or self._settings.stall_s
         else:
             limit_s = operation.first_token_timeout_s or self._settings.first_token_s
-        left_s = placement.moved_at + limit_s - now
+        left_s = placement.moved_at + limit_s - now + (shown_every_s if placement.heard_at else 0.0)
         if left_s > 0:
             return min(left_s, LOOK_EVERY_S)
         if placement.heard_at:
@@ -227,7 +230,12 @@ class Answering:
             return HiveState.LOST
 
     async def relayed_alive(
-        self, placement: Placement, operation: Generation, is_callers_turn: Callable[[], bool]
+        self,
+        placement: Placement,
+        operation: Generation,
+        is_callers_turn: Callable[[], bool],
+        *,
+        shown_every_s: float = 0.0,
     ) -> None:
         """Watch over a relayed answer whose bytes are being passed on, until cancelled.
 
@@ -235,12 +243,13 @@ class Answering:
             placement: Where it comes from; `heard_at` is when bytes came last.
             operation: How long it may take to begin, and to go on.
             is_callers_turn: The caller is being waited for, who takes its time.
+            shown_every_s: How often it is shown that tokens come, where they do not come themselves.
 
         Raises:
             RbeeError: The worker ended, or its hive is lost, or no bytes came for too long.
         """
         while True:
-            look_s = self._check_alive(placement, operation)
+            look_s = self._check_alive(placement, operation, shown_every_s)
             if placement.closing.done():
                 placement.closing.result()
                 await asyncio.sleep(look_s)  # it is closed in order: the last bytes are under way

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from rbee.client.answers import error_from
-from rbee.contracts.dialects import DIALECTS
+from rbee.contracts.dialects import BLANK_EVERY_S, DIALECTS
 from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import (
     ConflictError,
@@ -90,7 +90,12 @@ class Passing:
         """Pass the bytes on for as long as the worker is known to be there and gives some."""
         passing = asyncio.ensure_future(self._pass(job, placement, call, body, caller))
         watching = asyncio.ensure_future(
-            self._answering.relayed_alive(placement, call.operation, lambda: caller.is_waited_for)
+            self._answering.relayed_alive(
+                placement,
+                call.operation,
+                lambda: caller.is_waited_for,
+                shown_every_s=0.0 if call.is_stream else BLANK_EVERY_S,
+            )
         )
         try:
             await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rbee.contracts.dialects import DONE, Chunk, Dialect
+from rbee.contracts.dialects import BLANK_EVERY_S, DONE, Chunk, Dialect
 from rbee.contracts.frames import FrameSplitter, failure_start, line_start
 from rbee.errors import RbeeError, WorkerError
 from rbee.worker.asking import as_stream, canonical_frame, is_usage_alone, wants_usage
@@ -21,7 +21,6 @@ from rbee.worker.reply import Reply
 from rbee.worker.vectors import shortened, wanted_of
 
 EMBEDDINGS = "/v1/embeddings"
-BLANK_EVERY_S = 1.0
 
 # Chunks that say something about use or ending. In the text of an answer these quotes would be escaped.
 _TELLING = re.compile(rb'"(?:usage|timings)":\s?\{|"(?:finish|stop)_reason":\s?"')

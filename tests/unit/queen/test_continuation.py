@@ -139,7 +139,7 @@ def test_one_answer_of_several_that_has_ended_makes_no_whole(limit: dict[str, in
     """The others may lack anything; nor do the tokens of all of them together tell that each has its own."""
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}], "n": 2, **limit}
     asked = Asked(path=ChatCompletion.path, body=body, attempts=2)
-    ending = {} if limit else {"finish_reason": "stop"}
+    ending: dict[str, Any] = {} if limit else {"finish_reason": "stop"}
 
     verdict = after_loss(asked, said("one", " two", **ending), LOST, used=1)
 
