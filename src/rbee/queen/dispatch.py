@@ -106,9 +106,9 @@ class Dispatcher:
             hive_id=hive_id,
         )
 
-    def can_move(self, model: str, hive_id: str) -> bool:
+    def can_move(self, model: str, hive_id: str, purpose: Purpose = "generate") -> bool:
         """Tell whether a job for `model` has anywhere to go besides the hive that it is on."""
-        return can_take(self.wanted(model), self.inventory(), self._book.now(), without=hive_id)
+        return can_take(self.wanted(model, purpose), self.inventory(), self._book.now(), without=hive_id)
 
     def positions(self) -> Mapping[str, int]:
         """Return the turn of each job that is queued, 1 for the next."""
@@ -256,7 +256,7 @@ class Dispatcher:
         for starting in list(self.launches.under_way.values()):
             hive_id = starting.decision.hive_id
             is_lost = self._book.state_of(self._book.hive(hive_id)) is HiveState.LOST
-            if is_lost and self.can_move(starting.model, hive_id):
+            if is_lost and self.can_move(starting.model, hive_id, starting.owner.wanted.kind.purpose):
                 self.launches.abandon(starting)
 
     def _follow(self, ticket: Ticket, decision: Decision) -> None:
@@ -264,7 +264,12 @@ class Dispatcher:
         if isinstance(decision, Use):
             attempt = ticket.job.record.attempt + 1
             ticket.placement = self._workers.place(
-                ticket.job.job_id, decision.worker_id, decision.hive_id, attempt, ticket.model
+                ticket.job.job_id,
+                decision.worker_id,
+                decision.hive_id,
+                attempt,
+                ticket.model,
+                ticket.wanted.kind.purpose,
             )
             ticket.why = f"{decision.why}; {ticket.made_room}" if ticket.made_room else decision.why
             ticket.changed.set()

@@ -150,8 +150,8 @@ class Launches:
     async def _is_refused(self, starting: Starting, failure: RbeeError) -> bool:
         """Tell whether a hive has no room after all, so that it is decided anew by what it says next.
 
-        What it measures may have changed since its last heartbeat, and what a model takes that was fetched only now
-        nobody knew before.
+        What it measures may have changed since its last heartbeat, and what a model takes that was fetched only
+        now nobody knew before.
         """
         owner, hive_id = starting.owner, starting.decision.hive_id
         is_full = isinstance(failure, NoCapacityError) and not isinstance(failure, CrashLoopError)

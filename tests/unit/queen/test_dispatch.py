@@ -271,7 +271,7 @@ async def test_job_whose_hive_has_no_room_after_all_goes_to_the_next_one(whole_q
     job_id = await whole_queen.infer()
     await until(lambda: len(hive.commands) == 1)
     hive.free = 10 * 2**20
-    while not other.workers:  # noqa: ASYNC110  # until it is decided anew, by whatever it told last
+    while not other.workers:  # until it is decided anew, by whatever it told last
         hive.beat()
         await asyncio.sleep(0.01)
     await whole_queen.until_running(job_id)
@@ -279,8 +279,8 @@ async def test_job_whose_hive_has_no_room_after_all_goes_to_the_next_one(whole_q
     said = [event["message"] for event in await whole_queen.log(job_id) if event.get("action") == "queen_forward"]
     assert len(hive.commands) == 1
     assert said[1] == (
-        f"Placed on {other.hive_id}, which starts a worker: no worker has {MODEL} loaded, and {other.hive_id} has the "
-        f"memory for it; {hive.hive_id} had no room before: There are 10 MiB of memory free."
+        f"Placed on {other.hive_id}, which starts a worker: no worker has {MODEL} loaded, and {other.hive_id} has "
+        f"the memory for it; {hive.hive_id} had no room before: There are 10 MiB of memory free."
     )
 
 
@@ -290,7 +290,7 @@ async def test_hive_that_has_no_room_again_and_again_fails_the_job_with_its_own_
 
     job_id = await whole_queen.infer()
     ending = asyncio.ensure_future(whole_queen.end(job_id))
-    while not ending.done():  # noqa: ASYNC110  # it says so once for each of them
+    while not ending.done():  # it says so once for each of them
         hive.beat()
         await asyncio.sleep(0.01)
 
