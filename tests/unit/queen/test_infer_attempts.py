@@ -11,6 +11,7 @@ import pytest
 
 from rbee.contracts.events import new_event
 from rbee.contracts.ids import new_id
+from rbee.contracts.model_settings import ModelSettings, ModelTable
 from rbee.contracts.operations import Embedding, WorkerSpawn
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import DeadlineExceededError, ModelInvalidError, UnavailableError, WorkerError
@@ -171,7 +172,9 @@ async def test_answer_of_a_lost_hive_goes_on_on_another_one_and_its_late_words_a
 async def test_embedding_of_a_lost_hive_goes_to_a_worker_that_embeds_though_there_is_no_memory_for_another(
     tmp_path: Path,
 ) -> None:
-    async with queen_of(tmp_path, hive_stale_s=0.2, hive_lost_s=0.4, hive_timeout_s=30.0) as queen:
+    table = ModelTable(models={MODEL: ModelSettings(pinned=True)})
+    times = {"hive_stale_s": 0.2, "hive_lost_s": 0.4, "hive_timeout_s": 30.0}
+    async with queen_of(tmp_path, models=table, **times) as queen:
         lost, other = await queen.live_hive(), await queen.hive(free=0)
         lost.workers = [msgspec.structs.replace(worker_info(new_id("worker"), url=lost.url), purpose="embed")]
         lost.beat()
