@@ -65,9 +65,10 @@ class Fleet:
 
     def spare(self, worker_id: str) -> None:
         """Have a worker that could not be stopped left alone for a while, as if it had just been started."""
-        self._answered.discard(worker_id)
-        self._idle_since[worker_id] = self._book.now()
-        self._note(worker_id)
+        if worker_id in self._hive_of:
+            self._answered.discard(worker_id)
+            self._idle_since[worker_id] = self._book.now()
+            self._note(worker_id)
 
     def _heard(self, hive_id: str) -> None:
         self._changed[hive_id] = None
@@ -79,6 +80,8 @@ class Fleet:
             self._changed[hive_id] = None
 
     def _placed(self, worker_id: str) -> None:
+        if worker_id not in self._hive_of:
+            return  # it is gone, or was not heard of yet
         slots_used = self._workers.slots_used(worker_id)
         before = self._slots_used.get(worker_id, 0)
         if slots_used < before:
@@ -119,6 +122,7 @@ class Fleet:
         worker_id = info.worker_id
         is_ready = info.state is WorkerState.READY
         self._hive_of[worker_id] = hive_id
+        self._slots_used.setdefault(worker_id, self._workers.slots_used(worker_id))
         if not is_ready or worker_id not in self._idle_since:
             self._idle_since[worker_id] = now
         settings = self._models.of(info.model)

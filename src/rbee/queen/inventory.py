@@ -221,12 +221,16 @@ class Inventory:
             left = [worker for worker in gone if worker.kind == kind and not worker.is_draining]
             new = [worker for worker in come if worker.kind == kind and not worker.is_draining]
             self.serving[kind] = _changed(self.serving.get(kind, Serving()), after.hive_id, left, new)
+            if self.serving[kind] == Serving():
+                del self.serving[kind]
 
     def _replace_models(self, before: Mapping[str, ModelInfo], after: HiveSpot) -> None:
         for model in before.keys() - after.models.keys():
             self.holders[model] = {
                 hive_id: info for hive_id, info in self.holders[model].items() if hive_id != after.hive_id
             }
+            if not self.holders[model]:
+                del self.holders[model]
         for model, info in after.models.items():
             if before.get(model) != info:
                 self.holders[model] = {**self.holders.get(model, {}), after.hive_id: info}

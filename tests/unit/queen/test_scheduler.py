@@ -5,7 +5,7 @@ import pytest
 from rbee.contracts.heartbeats import ModelInfo
 from rbee.queen.decisions import Claim, Closed, Decision, Refuse, Start, Use, Wait, Wanted
 from rbee.queen.fit import by_size
-from rbee.queen.inventory import GRACE_S, HiveSpot
+from rbee.queen.inventory import GRACE_S, HiveSpot, Kind
 from rbee.queen.scheduler import ADD_AFTER_S, CLAIM_AFTER_S, can_take, place
 from tests.unit.queen.fleet_stage import (
     GIB,
@@ -447,3 +447,12 @@ def test_job_can_go_only_where_another_hive_takes_it() -> None:
 
 def test_worker_that_is_asked_for_is_started_beside_others() -> None:
     assert started(placed(hive("h", worker()), want=wanted(is_another=True))).hive_id == "h"
+
+
+def test_inventory_keeps_nothing_of_models_and_workers_that_are_gone() -> None:
+    before = fleet(hive("h", worker("w")))
+
+    after = before.with_hives([hive("h", models=())])
+
+    assert (before.serving.keys(), before.holders.keys()) == ({Kind(MODEL)}, {MODEL})
+    assert (after.serving, after.holders) == ({}, {})
