@@ -15,6 +15,7 @@ class Wanted(Struct, frozen=True):
         device: The only device that will do.
         workers_max: How many workers of the model there may be; by default one on a processor.
         hive_id: The only hive that will do.
+        goes_on: The answer was begun by another worker.
         is_another: A worker is asked for even where others of the kind are.
     """
 
@@ -25,6 +26,7 @@ class Wanted(Struct, frozen=True):
     device: str | None = None
     workers_max: int | None = None
     hive_id: str | None = None
+    goes_on: bool = False
     is_another: bool = False
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.states import HiveState, Phase
@@ -121,10 +123,11 @@ class Dispatcher:
         say: SayPlaced = lambda placement: [],
         *,
         purpose: Purpose = "generate",
+        goes_on: bool = False,
     ) -> Placement:
         """Wait for a slot of a worker with `model`, starting one where that is needed, and make the job running.
 
-        Give the slot back with `release`.
+        Give the slot back with `release`. With `goes_on`, a worker that can go on with an answer is preferred.
 
         Raises:
             NoCapacityError, HiveLostError: For `hive_timeout_s` no hive could be reached, or none had the memory.
@@ -132,7 +135,8 @@ class Dispatcher:
             StartFailedError: The worker that it waited for could not be started.
         """
         hive_id = getattr(job.operation, "hive_id", None)
-        ticket = Ticket(job, self.wanted(model, purpose, hive_id), self._book.now())
+        wanted = msgspec.structs.replace(self.wanted(model, purpose, hive_id), goes_on=goes_on)
+        ticket = Ticket(job, wanted, self._book.now())
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:

@@ -138,6 +138,7 @@ class Fleet:
             idle_since=self._idle_since[worker_id],
             has_answered=worker_id in self._answered,
             is_kept=settings.pinned or settings.preload,
+            has_prefill=info.has_prefill,
         )
 
     def _estimate(self, info: WorkerInfo, models: Mapping[str, ModelInfo]) -> int:

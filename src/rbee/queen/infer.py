@@ -80,7 +80,9 @@ class KeptAnswers:
         said = await read_said(self._registry, job.job_id) if lost is not None else Said()
         assert job.record.model is not None
         purpose = purpose_of(job.operation)
-        return await self._dispatcher.acquire(job, job.record.model, seam(said, lost), purpose=purpose)
+        return await self._dispatcher.acquire(
+            job, job.record.model, seam(said, lost), purpose=purpose, goes_on=bool(said.text)
+        )
 
     async def _attempt(
         self, job: RunningJob, asked: Asked, placement: Placement, lost: Loss | None, *, is_resumed: bool

@@ -33,6 +33,7 @@ class WorkerSpot(Struct, frozen=True, kw_only=True):
         idle_since: Since when it has had nothing to do, while it has nothing to do.
         has_answered: It has answered a job since it was started.
         is_kept: It is never stopped for another model.
+        has_prefill: It goes on with an answer that another one has begun.
     """
 
     worker_id: str
@@ -46,6 +47,7 @@ class WorkerSpot(Struct, frozen=True, kw_only=True):
     idle_since: float = 0.0
     has_answered: bool = True
     is_kept: bool = False
+    has_prefill: bool = True
 
     def may_go(self, now: float) -> bool:
         """Tell whether it may be stopped now to make room: it is idle, and has been of use or idle for long."""

@@ -104,7 +104,7 @@ class Relay:
         said = caller.splice.said if caller.splice is not None else Said()
         try:
             placement = await self._dispatcher.acquire(
-                job, job.record.model, seam(said, lost), purpose=call.operation.purpose
+                job, job.record.model, seam(said, lost), purpose=call.operation.purpose, goes_on=bool(said.text)
             )
         except StartFailedError as failed:
             if not isinstance(failed.cause, NOT_STARTED):
