@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from rbee.contracts.heartbeats import DeviceInfo, ModelInfo, WorkerInfo
 from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.states import WorkerState
@@ -99,13 +101,15 @@ class Fleet:
         self._forget_others(hive.hive_id, there)
         listed = {info.worker_id for info in there}
         now = self._book.now()
+        devices = _devices(hive)
+        workers = tuple(self._worker(hive.hive_id, info, models, default, now) for info in there)
         return HiveSpot(
             hive_id=hive.hive_id,
             heard_at=hive.heard_at,
             live_until=self._book.live_until(hive),
-            devices=_devices(hive),
+            devices=devices,
             models=models,
-            workers=tuple(self._worker(hive.hive_id, info, models, default, now) for info in there),
+            workers=_with_shares(workers, devices),
             starts=tuple(
                 start for start in self._starts.get(hive.hive_id, {}).values() if start.worker_id not in listed
             ),
@@ -179,6 +183,26 @@ def _devices(hive: Hive) -> tuple[DeviceSpot, ...]:
         note=cpu.note if cpu is not None else "",
     )
     return tuple(found.values())
+
+
+def _with_shares(workers: tuple[WorkerSpot, ...], devices: tuple[DeviceSpot, ...]) -> tuple[WorkerSpot, ...]:
+    """Take what of a GPU is used, and by nobody known, as taken by those of its workers that told nothing.
+
+    Else they could not be stopped to make room: nobody would know that there is any.
+    """
+    shares: dict[str, int] = {}
+    for spot in devices:
+        here = [worker for worker in workers if worker.device == spot.device and worker.is_ready]
+        unknown = sum(not worker.memory_bytes for worker in here)
+        if unknown and spot.device != CPU:
+            known_bytes = sum(worker.memory_bytes for worker in here)
+            shares[spot.device] = max(0, spot.memory_bytes - spot.memory_free_bytes - known_bytes) // unknown
+    return tuple(
+        msgspec.structs.replace(worker, memory_bytes=shares.get(worker.device, 0))
+        if worker.is_ready and not worker.memory_bytes
+        else worker
+        for worker in workers
+    )
 
 
 def _device(info: DeviceInfo) -> DeviceSpot:
