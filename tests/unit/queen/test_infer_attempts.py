@@ -173,8 +173,7 @@ async def test_embedding_of_a_lost_hive_goes_to_a_worker_that_embeds_though_ther
     tmp_path: Path,
 ) -> None:
     table = ModelTable(models={MODEL: ModelSettings(pinned=True)})
-    times = {"hive_stale_s": 0.2, "hive_lost_s": 0.4, "hive_timeout_s": 30.0}
-    async with queen_of(tmp_path, models=table, **times) as queen:
+    async with queen_of(tmp_path, models=table, hive_stale_s=0.2, hive_lost_s=0.4, hive_timeout_s=30.0) as queen:
         lost, other = await queen.live_hive(), await queen.hive(free=0)
         lost.workers = [msgspec.structs.replace(worker_info(new_id("worker"), url=lost.url), purpose="embed")]
         lost.beat()

@@ -454,7 +454,7 @@ def test_inventory_keeps_nothing_of_models_and_workers_that_are_gone() -> None:
 
     after = before.with_hives([hive("h", models=())])
 
-    assert (before.serving.keys(), before.holders.keys()) == ({Kind(MODEL)}, {MODEL})
+    assert (set(before.serving), set(before.holders)) == ({Kind(MODEL)}, {MODEL})
     assert (after.serving, after.holders) == ({}, {})
 
 
