@@ -22,6 +22,7 @@ class LocalHub:
         digests: Digests to announce instead of the true ones; None announces none.
         cuts: After how many bytes the next responses break off; each is used once.
         ignores_ranges: Answers a request for a part with the whole.
+        ignores_conditions: Sends a part of whatever version there is.
         etag: The word for the version of every file; its digest where None, no word where it is empty.
         conditions: The If-Range header of every download that was asked for.
         hides_sizes: Neither the list nor a whole file says how long it is.
@@ -37,6 +38,7 @@ class LocalHub:
     digests: dict[str, str | None] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     ignores_ranges: bool = False
+    ignores_conditions: bool = False
     etag: str | None = None
     conditions: list[str | None] = field(default_factory=list)
     hides_sizes: bool = False
@@ -83,7 +85,8 @@ class LocalHub:
         condition = request.headers.get("If-Range")
         self.conditions.append(condition)
         start = 0
-        if "Range" in request.headers and not self.ignores_ranges and condition in (None, etag):
+        is_fulfilled = self.ignores_conditions or condition in (None, etag)
+        if "Range" in request.headers and not self.ignores_ranges and is_fulfilled:
             start = int(request.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if start >= len(data):
                 return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})

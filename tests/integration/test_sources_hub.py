@@ -379,9 +379,11 @@ async def test_file_without_a_digest_is_gone_on_with_while_its_version_stays(
     assert hub.downloads()[1] == "bytes=1000000-"
 
 
+@pytest.mark.parametrize("ignores_conditions", [False, True])
 async def test_file_without_a_digest_is_begun_anew_when_its_version_changes(
-    hub: LocalHub, store: ModelStore
+    hub: LocalHub, store: ModelStore, ignores_conditions: bool
 ) -> None:
+    hub.ignores_conditions = ignores_conditions
     hub.digests[NAME] = None
     hub.etag = '"one"'
     await interrupted(hub, store)

@@ -222,6 +222,11 @@ AnyApiCall = ChatCompletion | Completion | ResponseCall | MessagesCall | TokenCo
 AnyOperation = Infer | AnyApiCall | WorkerSpawn | WorkerStop | ModelDownload | ModelDelete | QueenCheck | HiveCheck
 
 
+def purpose_of(operation: Operation) -> Purpose:
+    """Return what a worker has to be started for to answer an operation."""
+    return operation.purpose if isinstance(operation, ApiCall) else "generate"
+
+
 def operation_name(operation: Operation | type[Operation]) -> str:
     """Return the word that names this operation on the wire."""
     return str(operation.__struct_config__.tag)

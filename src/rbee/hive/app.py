@@ -112,7 +112,9 @@ async def submit(service: HiveService, request: Request) -> JobRecord:
     )
     if record.is_ended:
         return record
-    if service.is_closing:  # it began to while the command was written down: what starts now, nobody would stop
+    if (
+        service.runner.is_closing
+    ):  # it began to while the command was written down: what starts now, nobody would stop
         await service.end_lost(record)
     else:
         service.runner.launch(record, operation)

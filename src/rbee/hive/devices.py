@@ -48,12 +48,25 @@ def list_devices() -> list[DeviceInfo]:
 
 
 def memory_bytes(cgroup: Path = _CGROUP) -> tuple[int, int]:
-    """Return the memory this process may use and how much of it is free, in bytes, container limits included."""
+    """Return the memory this process may use and how much of it is free, in bytes, container limits included.
+
+    What a container holds of files that were read or written counts as free, as it does for a machine: the kernel
+    gives it back when it is needed. After a download that is as much as the model.
+    """
     memory = psutil.virtual_memory()
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if limit is None or used is None or limit >= memory.total:
         return memory.total, memory.available
-    return limit, max(0, min(memory.available, limit - used))
+    return limit, max(0, min(memory.available, limit - used + _files_bytes(cgroup / "memory.stat")))
+
+
+def _files_bytes(path: Path) -> int:
+    """Return how much of a container's memory holds files."""
+    try:
+        told = dict(line.split() for line in path.read_text().splitlines())
+        return int(told.get("active_file", 0)) + int(told.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def visible_gpus(visible: str | None, uuids: Sequence[str | None]) -> list[int]:

@@ -220,7 +220,10 @@ class ModelStore:
         """Remove what downloads left that nobody can, or did for long, go on with; not one that is under way."""
         for kept in self._catalog.kept():
             if kept.ref is None or self._now() - kept.changed_at > PARTS_KEPT_S:
-                await self._discard(kept.name)
+                try:
+                    await self._discard(kept.name)
+                except OSError:
+                    pass  # a directory that cannot be written stays as it is
 
     async def _discard(self, name: str) -> bool:
         """Remove what a download left, unless it is under way; tell whether it is gone."""

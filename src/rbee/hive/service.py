@@ -83,6 +83,7 @@ class HiveService:
         self.engines = load_engine_table(home.config)
         self._own_files = [outbox.add(f"{hive_id}/{boot_id}", home.hive / boot_id, goes_first=True)]
         self._link = link
+        self._loading: list[str] = []
         self._changed = asyncio.Event()
         self._commands = ModelCommands(self.models, self._changed.set)
         self.machine = Machine(home.root)
@@ -149,7 +150,7 @@ class HiveService:
 
     def _spared_models(self) -> set[str]:
         """Return the models that are never removed to make room: in use, pinned or preloaded."""
-        return self._pinned | {worker.model for worker in self.workers.infos()}
+        return self._pinned | {worker.model for worker in self.workers.infos()} | set(self._loading)
 
     def _told_sizes(self) -> dict[str, int]:
         """Return up to which sizes our files that are not delivered yet tell what was said so far."""
@@ -256,9 +257,16 @@ class HiveService:
     # Commands
 
     async def worker_spawn(self, job: RunningJob) -> dict[str, Any]:
-        """Start a worker and wait until it is ready."""
+        """Start a worker and wait until it is ready; from the first look at its model's file on, that stays."""
         operation = job.operation
         assert isinstance(operation, WorkerSpawn)
+        self._loading.append(operation.model)
+        try:
+            return await self._spawn(job, operation)
+        finally:
+            self._loading.remove(operation.model)
+
+    async def _spawn(self, job: RunningJob, operation: WorkerSpawn) -> dict[str, Any]:
         worker_id = operation.worker_id or job.record.worker_id or new_id("worker")
         if job.record.worker_id is not None:  # an earlier boot had begun to start it
             await self.workers.until_ready(worker_id)

@@ -179,7 +179,7 @@ class JobRunner:
         """Begin to run an accepted job; the runner owns its task until `close`.
 
         Args:
-            made: Its acceptance, where that is still on its way: where it is refused, nothing is written of the job.
+            made: Its acceptance, where that is still on its way; where it is refused, there is no such job.
         """
         existing = self._jobs.get(record.job_id)
         if existing is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from rbee.contracts.frames import frames_data
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.operations import ApiCall, Generation
 from rbee.contracts.states import HiveState
 from rbee.errors import (
@@ -53,7 +54,7 @@ class Answering:
         workers: WorkerBook,
         worker_api: WorkerApi,
         on_stuck: Callable[[str], Awaitable[None]],
-        can_move: Callable[[str, str], bool],
+        can_move: Callable[[str, str, Purpose], bool],
     ) -> None:
         self._settings = settings
         self._book = book
@@ -185,7 +186,8 @@ class Answering:
         """Tell whether a hive's return is no longer waited for: sooner where there is another one."""
         if silent_s >= self._settings.hive_timeout_s:
             return True
-        return silent_s >= self._settings.hive_lost_s and self._can_move(placement.model, placement.hive_id)
+        is_lost = silent_s >= self._settings.hive_lost_s
+        return is_lost and self._can_move(placement.model, placement.hive_id, placement.purpose)
 
     async def stop(self, placement: Placement, correlation_id: str) -> None:
         """Stop a kept answer that is not closed yet, and wait for its closing line, within `stop_grace_s`.

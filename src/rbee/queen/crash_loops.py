@@ -46,12 +46,18 @@ class _History:
         self.until = 0.0
         self.last_lines: list[str] = []
 
+    @property
+    def kept_until(self) -> float:
+        """When it is forgotten, and the next failure is the first."""
+        return max(self.until, self.failed_at[-1]) + REFUSED_S_MAX
+
 
 class CrashLoops:
     """Counts failed starts by hive and model.
 
     `FAILURES_MAX` within `WINDOW_S`: the pair is refused for `REFUSED_S`. Then one more start is let through; each
-    that fails doubles the time, up to `REFUSED_S_MAX`, one that does not ends it.
+    that fails doubles the time, up to `REFUSED_S_MAX`, one that does not ends it. Whatever was not tried for
+    `REFUSED_S_MAX` behind that is forgotten.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,8 +66,9 @@ class CrashLoops:
 
     def failed(self, hive_id: str, model: str, last_lines: list[str]) -> None:
         """Take note of a worker that ended before it was ready."""
-        history = self._histories.setdefault((hive_id, model), _History())
         now = self._clock()
+        self._histories = {pair: known for pair, known in self._histories.items() if now < known.kept_until}
+        history = self._histories.setdefault((hive_id, model), _History())
         history.failed_at.append(now)
         history.last_lines = last_lines
         is_full = len(history.failed_at) == FAILURES_MAX

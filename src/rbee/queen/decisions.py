@@ -16,6 +16,7 @@ class Wanted(Struct, frozen=True):
         workers_max: How many workers of the model there may be; by default one on a processor.
         hive_id: The only hive that will do.
         is_any_engine: A worker that is there will do whatever its engine is.
+        goes_on: The answer was begun by another worker.
         is_another: A worker is asked for even where others of the kind are.
     """
 
@@ -27,6 +28,7 @@ class Wanted(Struct, frozen=True):
     workers_max: int | None = None
     hive_id: str | None = None
     is_any_engine: bool = False
+    goes_on: bool = False
     is_another: bool = False
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from rbee.contracts.engine_settings import BUILT_IN
 from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.model_settings import ModelTable
@@ -108,9 +110,9 @@ class Dispatcher:
             is_any_engine=own.engine is None,
         )
 
-    def can_move(self, model: str, hive_id: str) -> bool:
+    def can_move(self, model: str, hive_id: str, purpose: Purpose = "generate") -> bool:
         """Tell whether a job for `model` has anywhere to go besides the hive that it is on."""
-        return can_take(self.wanted(model), self.inventory(), self._book.now(), without=hive_id)
+        return can_take(self.wanted(model, purpose), self.inventory(), self._book.now(), without=hive_id)
 
     def positions(self) -> Mapping[str, int]:
         """Return the turn of each job that is queued, 1 for the next."""
@@ -123,12 +125,13 @@ class Dispatcher:
         say: SayPlaced = lambda placement: [],
         *,
         purpose: Purpose = "generate",
+        goes_on: bool = False,
         is_relayed: bool = False,
     ) -> Placement:
         """Wait for a slot of a worker with `model`, starting one where that is needed, and make the job running.
 
-        Give the slot back with `release`. That of a call that is relayed is given while the commit is on its way
-        (`Placement.committed`).
+        Give the slot back with `release`. With `goes_on`, a worker that can go on with an answer is preferred.
+        With `is_relayed`, it is given while the commit is on its way (`Placement.committed`).
 
         Raises:
             NoCapacityError, HiveLostError: For `hive_timeout_s` no hive could be reached, or none had the memory.
@@ -136,7 +139,8 @@ class Dispatcher:
             StartFailedError: The worker that it waited for could not be started.
         """
         hive_id = getattr(job.operation, "hive_id", None)
-        ticket = Ticket(job, self.wanted(model, purpose, hive_id), self._book.now())
+        wanted = msgspec.structs.replace(self.wanted(model, purpose, hive_id), goes_on=goes_on)
+        ticket = Ticket(job, wanted, self._book.now())
         self._tickets.append(ticket)
         self._tickets.sort(key=lambda waiting: waiting.key)
         try:
@@ -264,7 +268,7 @@ class Dispatcher:
         for starting in list(self.launches.under_way.values()):
             hive_id = starting.decision.hive_id
             is_lost = self._book.state_of(self._book.hive(hive_id)) is HiveState.LOST
-            if is_lost and self.can_move(starting.model, hive_id):
+            if is_lost and self.can_move(starting.model, hive_id, starting.owner.wanted.kind.purpose):
                 self.launches.abandon(starting)
 
     def _follow(self, ticket: Ticket, decision: Decision) -> None:
@@ -272,7 +276,12 @@ class Dispatcher:
         if isinstance(decision, Use):
             attempt = ticket.job.record.attempt + 1
             ticket.placement = self._workers.place(
-                ticket.job.job_id, decision.worker_id, decision.hive_id, attempt, ticket.model
+                ticket.job.job_id,
+                decision.worker_id,
+                decision.hive_id,
+                attempt,
+                ticket.model,
+                ticket.wanted.kind.purpose,
             )
             ticket.why = f"{decision.why}; {ticket.made_room}" if ticket.made_room else decision.why
             ticket.changed.set()

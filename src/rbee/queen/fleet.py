@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from rbee.contracts.heartbeats import DeviceInfo, ModelInfo, WorkerInfo
 from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.states import WorkerState
@@ -65,9 +67,10 @@ class Fleet:
 
     def spare(self, worker_id: str) -> None:
         """Have a worker that could not be stopped left alone for a while, as if it had just been started."""
-        self._answered.discard(worker_id)
-        self._idle_since[worker_id] = self._book.now()
-        self._note(worker_id)
+        if worker_id in self._hive_of:
+            self._answered.discard(worker_id)
+            self._idle_since[worker_id] = self._book.now()
+            self._note(worker_id)
 
     def _heard(self, hive_id: str) -> None:
         self._changed[hive_id] = None
@@ -79,6 +82,8 @@ class Fleet:
             self._changed[hive_id] = None
 
     def _placed(self, worker_id: str) -> None:
+        if worker_id not in self._hive_of:
+            return  # it is gone, or was not heard of yet
         slots_used = self._workers.slots_used(worker_id)
         before = self._slots_used.get(worker_id, 0)
         if slots_used < before:
@@ -96,13 +101,15 @@ class Fleet:
         self._forget_others(hive.hive_id, there)
         listed = {info.worker_id for info in there}
         now = self._book.now()
+        devices = _devices(hive)
+        workers = tuple(self._worker(hive.hive_id, info, models, default, now) for info in there)
         return HiveSpot(
             hive_id=hive.hive_id,
             heard_at=hive.heard_at,
             live_until=self._book.live_until(hive),
-            devices=_devices(hive),
+            devices=devices,
             models=models,
-            workers=tuple(self._worker(hive.hive_id, info, models, default, now) for info in there),
+            workers=_with_shares(workers, devices),
             starts=tuple(
                 start for start in self._starts.get(hive.hive_id, {}).values() if start.worker_id not in listed
             ),
@@ -119,6 +126,7 @@ class Fleet:
         worker_id = info.worker_id
         is_ready = info.state is WorkerState.READY
         self._hive_of[worker_id] = hive_id
+        self._slots_used.setdefault(worker_id, self._workers.slots_used(worker_id))
         if not is_ready or worker_id not in self._idle_since:
             self._idle_since[worker_id] = now
         settings = self._models.of(info.model)
@@ -134,6 +142,7 @@ class Fleet:
             idle_since=self._idle_since[worker_id],
             has_answered=worker_id in self._answered,
             is_kept=settings.pinned or settings.preload,
+            has_prefill=info.has_prefill,
         )
 
     def _estimate(self, info: WorkerInfo, models: Mapping[str, ModelInfo]) -> int:
@@ -174,6 +183,26 @@ def _devices(hive: Hive) -> tuple[DeviceSpot, ...]:
         note=cpu.note if cpu is not None else "",
     )
     return tuple(found.values())
+
+
+def _with_shares(workers: tuple[WorkerSpot, ...], devices: tuple[DeviceSpot, ...]) -> tuple[WorkerSpot, ...]:
+    """Take what of a GPU is used, and by nobody known, as taken by those of its workers that told nothing.
+
+    Else they could not be stopped to make room: nobody would know that there is any.
+    """
+    shares: dict[str, int] = {}
+    for spot in devices:
+        here = [worker for worker in workers if worker.device == spot.device and worker.is_ready]
+        unknown = sum(not worker.memory_bytes for worker in here)
+        if unknown and spot.device != CPU:
+            known_bytes = sum(worker.memory_bytes for worker in here)
+            shares[spot.device] = max(0, spot.memory_bytes - spot.memory_free_bytes - known_bytes) // unknown
+    return tuple(
+        msgspec.structs.replace(worker, memory_bytes=shares.get(worker.device, 0))
+        if worker.is_ready and not worker.memory_bytes
+        else worker
+        for worker in workers
+    )
 
 
 def _device(info: DeviceInfo) -> DeviceSpot:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from rbee.contracts.events import encode_json
-from rbee.contracts.operations import ApiCall, Generation, Infer
+from rbee.contracts.operations import ApiCall, Generation, Infer, purpose_of
 from rbee.errors import InternalError, RbeeError, WorkerLostError
 from rbee.jobs import JobRegistry, RunningJob
 from rbee.queen.answering import Answering, failure_of
@@ -79,8 +79,10 @@ class KeptAnswers:
         """Wait for a place; where the answer has begun, the log is told who goes on with it."""
         said = await read_said(self._registry, job.job_id) if lost is not None else Said()
         assert job.record.model is not None
-        purpose = job.operation.purpose if isinstance(job.operation, ApiCall) else "generate"
-        return await self._dispatcher.acquire(job, job.record.model, seam(said, lost), purpose=purpose)
+        purpose = purpose_of(job.operation)
+        return await self._dispatcher.acquire(
+            job, job.record.model, seam(said, lost), purpose=purpose, goes_on=bool(said.text)
+        )
 
     async def _attempt(
         self, job: RunningJob, asked: Asked, placement: Placement, lost: Loss | None, *, is_resumed: bool

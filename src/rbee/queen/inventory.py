@@ -34,6 +34,7 @@ class WorkerSpot(Struct, frozen=True, kw_only=True):
         idle_since: Since when it has had nothing to do, while it has nothing to do.
         has_answered: It has answered a job since it was started.
         is_kept: It is never stopped for another model.
+        has_prefill: It goes on with an answer that another one has begun.
     """
 
     worker_id: str
@@ -47,6 +48,7 @@ class WorkerSpot(Struct, frozen=True, kw_only=True):
     idle_since: float = 0.0
     has_answered: bool = True
     is_kept: bool = False
+    has_prefill: bool = True
 
     def may_go(self, now: float) -> bool:
         """Tell whether it may be stopped now to make room: it is idle, and has been of use or idle for long."""
@@ -222,12 +224,16 @@ class Inventory:
             left = [worker for worker in gone if kind in _served(worker) and not worker.is_draining]
             new = [worker for worker in come if kind in _served(worker) and not worker.is_draining]
             self.serving[kind] = _changed(self.serving.get(kind, Serving()), after.hive_id, left, new)
+            if self.serving[kind] == Serving():
+                del self.serving[kind]
 
     def _replace_models(self, before: Mapping[str, ModelInfo], after: HiveSpot) -> None:
         for model in before.keys() - after.models.keys():
             self.holders[model] = {
                 hive_id: info for hive_id, info in self.holders[model].items() if hive_id != after.hive_id
             }
+            if not self.holders[model]:
+                del self.holders[model]
         for model, info in after.models.items():
             if before.get(model) != info:
                 self.holders[model] = {**self.holders.get(model, {}), after.hive_id: info}

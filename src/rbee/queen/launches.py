@@ -150,8 +150,8 @@ class Launches:
     async def _is_refused(self, starting: Starting, failure: RbeeError) -> bool:
         """Tell whether a hive has no room after all, so that it is decided anew by what it says next.
 
-        What it measures may have changed since its last heartbeat, and what a model takes that was fetched only now
-        nobody knew before.
+        What it measures may have changed since its last heartbeat, and what a model takes that was fetched only
+        now nobody knew before.
         """
         owner, hive_id = starting.owner, starting.decision.hive_id
         is_full = isinstance(failure, NoCapacityError) and not isinstance(failure, CrashLoopError)
@@ -230,12 +230,20 @@ class Launches:
             RbeeError: Why it could not be started.
         """
         made_room = ""
+        refusals = 0
         for _ in range(MAKE_ROOM_MAX):
             start = self._decided(operation)
-            if not start.evict:
+            if start.evict:
+                made_room = f"; {self._room_maker.told(start)}"
+                await self._make_room(job, operation, start)
+                continue
+            try:
                 return await self._spawn(job, operation, start, made_room)
-            made_room = f"; {self._room_maker.told(start)}"
-            await self._make_room(job, operation, start)
+            except NoCapacityError as refusal:  # as for jobs that wait: see `_is_refused`
+                refusals += 1
+                if isinstance(refusal, CrashLoopError) or refusals > REFUSALS_MAX:
+                    raise
+            await self._book.news_of(start.hive_id, NEWS_S)
         raise NoCapacityError(f"The room that was made for {operation.model} was taken by others again and again.")
 
     def _decided(self, operation: WorkerSpawn) -> Start:

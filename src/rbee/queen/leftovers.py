@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from rbee.contracts.events import NARRATION_PREFIX, encode_json
-from rbee.contracts.operations import AnyApiCall, Infer
+from rbee.contracts.operations import AnyApiCall, Infer, purpose_of
 from rbee.contracts.states import JobState
 from rbee.errors import GoneError, InvalidRequestError, QueenLostError, WorkerLostError
 from rbee.jobs import JobRegistry, JobRunner
@@ -62,7 +62,12 @@ class Leftovers:
             return False
         # Before the first hive is heard: from here on the worker may speak of the job again.
         placement = self._workers.place(
-            record.job_id, record.worker_id, record.hive_id, record.attempt, record.model or ""
+            record.job_id,
+            record.worker_id,
+            record.hive_id,
+            record.attempt,
+            record.model or "",
+            purpose_of(operation),
         )
         self._workers.hand(record.hive_id, record.job_id)
         await self._hear_again(placement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from rbee.contracts.operations import purpose_of
 from rbee.errors import HiveLostError, RbeeError, WorkerError, WorkerLostError
 from rbee.jobs import RunningJob
 from rbee.narration.emit import compose
@@ -26,7 +27,8 @@ class Loss(Struct, frozen=True):
 def raise_if_nowhere_else(job: RunningJob, loss: Loss, dispatcher: Dispatcher) -> None:
     """Raise a lost hive whose job no other hive can take; its return was waited for as long as that may take."""
     is_away = isinstance(loss.error, HiveLostError)
-    if is_away and not dispatcher.can_move(job.record.model or "", job.record.hive_id or ""):
+    purpose = purpose_of(job.operation)
+    if is_away and not dispatcher.can_move(job.record.model or "", job.record.hive_id or "", purpose):
         raise loss.error
 
 

@@ -48,11 +48,16 @@ class Preloads:
     async def run(self) -> None:
         """Start what is missing until cancelled; hives have a moment to say what they run."""
         await asyncio.sleep(SETTLE_S)
-        while self._models:
+        async with asyncio.TaskGroup() as group:
             for model in self._models:
-                spawn = self.missing(model)
-                if spawn is not None:
-                    self._note(model, await self._spawn(spawn))
+                group.create_task(self._keep(model))
+
+    async def _keep(self, model: str) -> None:
+        """Start what is missing of one model; however long that takes, the others do not wait for it."""
+        while True:
+            spawn = self.missing(model)
+            if spawn is not None:
+                self._note(model, await self._spawn(spawn))
             await asyncio.sleep(LOOK_S)  # not at each heartbeat: of a thousand hives there are many
 
     def missing(self, model: str) -> WorkerSpawn | None:

@@ -114,7 +114,12 @@ class Relay:
         said = caller.splice.said if caller.splice is not None else Said()
         try:
             placement = await self._dispatcher.acquire(
-                job, job.record.model, seam(said, lost), purpose=call.operation.purpose, is_relayed=True
+                job,
+                job.record.model,
+                seam(said, lost),
+                purpose=call.operation.purpose,
+                goes_on=bool(said.text),
+                is_relayed=True,
             )
         except StartFailedError as failed:
             if not isinstance(failed.cause, NOT_STARTED):

@@ -17,6 +17,8 @@ In this order:
 
 from __future__ import annotations
 
+from typing import Any
+
 from rbee.queen.decisions import NOTHING_CLOSED, Closed, Decision, Refuse, Start, Use, Wait, Wanted
 from rbee.queen.inventory import Inventory, Serving
 from rbee.queen.look import Look
@@ -61,6 +63,8 @@ def can_take(wanted: Wanted, inventory: Inventory, now: float, *, without: str) 
 def _among(look: Look, waited_s: float) -> Decision | None:
     """Decide by the workers of the kind that there are; None where there are none."""
     serving = look.inventory.serving.get(look.wanted.served_by, Serving())
+    if look.wanted.goes_on:
+        serving = _going_on(look, serving)
     model = look.wanted.model
     for slots_used, worker_id, hive_id in serving.free:
         if look.is_open(worker_id, hive_id):
@@ -80,6 +84,18 @@ def _among(look: Look, waited_s: float) -> Decision | None:
     why = why_full(look.inventory.worker(hive_id, worker_id), len(full))
     start_another = waited_s >= ADD_AFTER_S and len(full) < (look.wanted.workers_max or 2**31)
     return (Rooms(look).another(why) if start_another else None) or Wait(why)
+
+
+def _going_on(look: Look, serving: Serving) -> Serving:
+    """Leave out the workers that would begin an answer anew, where there are others."""
+
+    def goes_on(entry: tuple[Any, ...]) -> bool:
+        worker_id, hive_id = entry[-2:]
+        return look.is_meant(hive_id) and look.inventory.worker(hive_id, worker_id).has_prefill
+
+    free, full = tuple(filter(goes_on, serving.free)), tuple(filter(goes_on, serving.full))
+    kept = Serving(free, full, tuple(filter(goes_on, serving.loading)))
+    return serving if kept == Serving() else kept
 
 
 def _anew(look: Look, waited_s: float) -> Decision:

@@ -244,7 +244,7 @@ class QueenService:
         if model is None:
             return None
         model = self.models.resolve(model)
-        known = {found.model for hive in self.book.hives() for found in hive.heartbeat.models}
+        known = self.dispatcher.inventory().holders
         return model if model in known else parse_model_ref(model, {*self.models.aliases, *known}).text
 
     def settings_in_force(self) -> SettingsInForce:

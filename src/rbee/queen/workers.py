@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from rbee.contracts.events import SourceLine
+from rbee.contracts.heartbeats import Purpose
 from rbee.contracts.ids import is_id
 from rbee.errors import OverloadedError
 from rbee.jobs import JobRegistry
@@ -26,15 +27,25 @@ class Placement:
 
     Attributes:
         model: What the worker has loaded.
+        purpose: What it was started for.
         closing: The fields of the attempt's `worker_inference`; fails when the worker is lost.
         heard_at: Loop time of the last token line, 0 before the first.
         moved_at: Loop time since which it stands still, from placement on; not while its hive is away.
         committed: Done when it is on disk, where the worker is asked meanwhile.
     """
 
-    def __init__(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> None:
+    def __init__(
+        self,
+        job_id: str,
+        worker_id: str,
+        hive_id: str,
+        attempt: int,
+        model: str = "",
+        purpose: Purpose = "generate",
+    ) -> None:
         self.job_id = job_id
         self.model = model
+        self.purpose = purpose
         self.worker_id = worker_id
         self.hive_id = hive_id
         self.attempt = attempt
@@ -141,9 +152,17 @@ class WorkerBook:
         for listener in self._listeners:
             listener(worker_id)
 
-    def place(self, job_id: str, worker_id: str, hive_id: str, attempt: int, model: str = "") -> Placement:
+    def place(
+        self,
+        job_id: str,
+        worker_id: str,
+        hive_id: str,
+        attempt: int,
+        model: str = "",
+        purpose: Purpose = "generate",
+    ) -> Placement:
         """Let a worker speak of a job from now on."""
-        placement = Placement(job_id, worker_id, hive_id, attempt, model)
+        placement = Placement(job_id, worker_id, hive_id, attempt, model, purpose)
         self._placements.setdefault(worker_id, {})[job_id] = placement
         self._tell(worker_id)
         return placement

@@ -114,8 +114,10 @@ class Pipe:
         self._due = 0
 
     def send(self, item: object, extra_s: float = 0.0) -> None:
-        """Send something; it arrives behind what was sent before."""
+        """Send something; it arrives behind what was sent before. Nothing does once the world has ended."""
         network = self._network
+        if network.loop.is_closed():  # what a killed process left is cleared up by then
+            return
         at_s = max(self._last_s, network.loop.time() + network.delay_s(self._chance) + extra_s)
         self._last_s = at_s
         self._queue.append(item)

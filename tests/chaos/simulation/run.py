@@ -136,10 +136,16 @@ class Simulation:
             future.result()
         while (living := self._living()) and self.loop.time() < until_s:  # noqa: ASYNC110  # what is on disk
             await asyncio.sleep(LOOK_S)
+        while self._is_stopping_old_requests() and self.loop.time() < until_s:  # noqa: ASYNC110  # once a second
+            await asyncio.sleep(LOOK_S)
         self.rest_s = self.loop.time() - began_s
         if waiting or living:
             self.fault(f"after {self.rest_s:.0f} s {living} jobs live, and {len(waiting)} callers or readers wait")
         await asyncio.sleep(SETTLE_S)
+
+    def _is_stopping_old_requests(self) -> bool:
+        queen = self.cluster.queen
+        return queen is not None and bool(queen.workers.superseded())
 
     def _living(self) -> int:
         """Count the jobs that have not ended."""

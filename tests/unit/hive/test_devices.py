@@ -42,6 +42,14 @@ def test_memory_limit_of_a_container_counts(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path) == (67108864, 7108864)
 
 
+def test_memory_of_a_container_that_holds_files_is_free(tmp_path: Path) -> None:
+    """Without this a model that was just downloaded would not fit beside its own file."""
+    (tmp_path / "memory.max").write_text("67108864\n")
+    (tmp_path / "memory.current").write_text("60000000\n")
+    (tmp_path / "memory.stat").write_text("anon 10000000\nfile 50000000\nactive_file 7\ninactive_file 40000000\n")
+    assert memory_bytes(tmp_path) == (67108864, 7108864 + 40000007)
+
+
 def test_memory_used_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("67108864\n")
     (tmp_path / "memory.current").write_text("77108864\n")

@@ -16,6 +16,7 @@ from rbee.contracts.operations import HiveCheck, ModelDelete, ModelDownload, Wor
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import UnavailableError
 from rbee.hive.app import submit
+from rbee.hive.catalog import LocalModel
 from rbee.hive.outbox import Outbox
 from rbee.hive.service import HiveService, open_narration_file, read_hive_id
 from rbee.hive.settings import HiveSettings
@@ -288,6 +289,24 @@ async def test_memory_that_counts_is_that_of_the_device_a_worker_is_for(
     failed = await all_jobs(hive.service.registry.store, JobState.FAILED)
     assert [(one.message or "").endswith(str(said)) for one in failed] == ([True] if said else [])
     assert bool(started) is (said is None)
+
+
+async def test_model_of_a_worker_that_is_about_to_start_makes_no_room_for_another_one(
+    hive: Hive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older_model(tmp_path / "models")
+    spared: list[set[str]] = []
+    find = hive.service.models.find
+
+    def watched(ref: str) -> LocalModel | None:
+        spared.append(hive.service._spared_models())
+        return find(ref)
+
+    monkeypatch.setattr(hive.service.models, "find", watched)
+    await hive.run(WorkerSpawn(model=REF, worker_id="none"))
+
+    assert spared == [{REF}]
+    assert hive.service._spared_models() == set()
 
 
 async def test_limit_of_workers_is_told(hive: Hive) -> None:

@@ -83,3 +83,13 @@ async def test_file_in_place_is_listed_once_it_is_used_and_as_long_as_it_is_ther
     assert [found.ref for found in store.list()] == [str(path)]
     path.unlink()
     assert store.list() == []
+
+
+async def test_directory_that_cannot_be_written_is_cleaned_another_time(tmp_path: Path) -> None:
+    """A hive starts all the same."""
+    (tmp_path / ".partial" / "old").mkdir(parents=True)
+    (tmp_path / ".locks").write_text("no directory")
+
+    await ModelStore(tmp_path, {}).clean()
+
+    assert (tmp_path / ".partial" / "old").exists()

@@ -22,6 +22,7 @@ from rbee.contracts.ids import new_boot_id, new_id
 from rbee.contracts.model_settings import ModelTable
 from rbee.contracts.operations import (
     AnyOperation,
+    Embedding,
     HiveCheck,
     Infer,
     ModelDelete,
@@ -114,7 +115,10 @@ class ScriptedHive:
         return build_app(
             [
                 *jobs,
-                *[Route(method="POST", path=path, endpoint=self._answer, summary="Answer.") for path in DIALECTS],
+                *[
+                    Route(method="POST", path=path, endpoint=self._answer, summary="Answer.")
+                    for path in (*DIALECTS, Embedding.path)
+                ],
                 Route(method="POST", path="/tokenize", endpoint=self._tokenize, summary="Count."),
                 Route(method="DELETE", path="/requests/{request_id}", endpoint=self._unask, summary="Stop."),
             ],

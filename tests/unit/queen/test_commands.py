@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from rbee.contracts.operations import HiveCheck, ModelDownload, QueenCheck, WorkerSpawn, WorkerStop
 from rbee.contracts.states import WorkerState
+from rbee.errors import NoCapacityError
 from rbee.queen.hives import worker_view
+from tests.unit.queen.queen_stage import GIB, MODEL
 from tests.unit.queen.scripted_hive import Queen, queen_of, until
 
 
@@ -124,6 +127,21 @@ async def test_spawn_goes_to_the_live_hive_with_the_most_memory(whole_queen: Que
     [spawn] = large.commands
     assert isinstance(spawn, WorkerSpawn)
     assert spawn.slots == 3
+
+
+async def test_spawn_whose_hive_has_no_room_after_all_goes_to_the_next_one(whole_queen: Queen) -> None:
+    hive, other = await whole_queen.live_hive(free=8 * GIB), await whole_queen.live_hive(free=4 * GIB)
+    hive.failure = NoCapacityError("There are 10 MiB of memory free.")
+
+    ending = asyncio.ensure_future(whole_queen.end(await whole_queen.submit(WorkerSpawn(model=MODEL))))
+    await until(lambda: len(hive.commands) == 1)
+    hive.free = 10 * 2**20
+    while not ending.done():  # until it is decided anew, by whatever it told last
+        hive.beat()
+        await asyncio.sleep(0.01)
+
+    assert ending.result()["result"]["hive_id"] == other.hive_id
+    assert len(hive.commands) == 1
 
 
 async def test_spawn_on_a_device_that_no_hive_has_is_invalid_and_names_those_there_are(whole_queen: Queen) -> None:

@@ -94,3 +94,17 @@ def test_error_says_how_long_and_shows_the_last_lines(loops: CrashLoops) -> None
     assert error.message == (
         "m failed to start 5 times within 60 s on hive, which starts it again in 30 s at the earliest."
     )
+
+
+def test_pair_that_was_not_tried_for_long_is_forgotten(loops: CrashLoops, clock: Clock) -> None:
+    """A single failure months later refuses nothing."""
+    fail(loops, FAILURES_MAX)
+    clock.now += REFUSED_S + REFUSED_S_MAX + 1
+
+    fail(loops)
+
+    assert loops.refusal(*PAIR) is None
+    loops.failed("other", "m", [])
+    clock.now += REFUSED_S_MAX + 1
+    loops.failed("third", "m", [])
+    assert len(loops._histories) == 1

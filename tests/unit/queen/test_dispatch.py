@@ -279,8 +279,8 @@ async def test_job_whose_hive_has_no_room_after_all_goes_to_the_next_one(whole_q
     said = [event["message"] for event in await whole_queen.log(job_id) if event.get("action") == "queen_forward"]
     assert len(hive.commands) == 1
     assert said[1] == (
-        f"Placed on {other.hive_id}, which starts a worker: no worker has {MODEL} loaded, and {other.hive_id} has the "
-        f"memory for it; {hive.hive_id} had no room before: There are 10 MiB of memory free."
+        f"Placed on {other.hive_id}, which starts a worker: no worker has {MODEL} loaded, and {other.hive_id} has "
+        f"the memory for it; {hive.hive_id} had no room before: There are 10 MiB of memory free."
     )
 
 
@@ -430,3 +430,19 @@ async def test_looks_that_take_long_are_made_in_a_moment_for_all_changes_togethe
     job_id = await whole_queen.infer()
     assert not looks
     await whole_queen.until_running(job_id)
+
+
+async def test_nothing_is_remembered_of_a_worker_that_died_with_answers_on_it(whole_queen: Queen) -> None:
+    hive = await whole_queen.live_hive(models={})
+    worker_id = hive.has_worker()
+    jobs = [await whole_queen.infer(attempts=1) for _ in range(2)]
+    await until(lambda: len(hive.asked) == 2)
+
+    await hive.kill(worker_id)
+    for job_id in jobs:
+        await whole_queen.end(job_id)
+    await until(lambda: not whole_queen.service.runner.running)
+
+    fleet = whole_queen.service.dispatcher._fleet
+    assert [fleet._hive_of, fleet._slots_used, fleet._idle_since, fleet._answered] == [{}, {}, {}, set()]
+    assert fleet.inventory().serving == {}

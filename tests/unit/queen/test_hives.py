@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -53,7 +54,11 @@ async def test_hive_is_live_stale_and_lost_by_its_silence(
 async def test_news_of_one_hive_are_its_own_heartbeats_and_the_ends_of_its_workers(book: HiveBook) -> None:
     book.beat("h", heartbeat(worker_info(WORKER)))
     book.beat("other", heartbeat())
-    for tell in (lambda: book.beat("h", heartbeat(worker_info(WORKER))), lambda: book.worker_gone(WORKER)):
+    tells: list[Callable[[], None]] = [
+        lambda: book.beat("h", heartbeat(worker_info(WORKER))),
+        lambda: book.worker_gone(WORKER),
+    ]
+    for tell in tells:
         waiting = asyncio.ensure_future(book.news_of("h", 60))
         await asyncio.sleep(0)
         book.beat("other", heartbeat())

@@ -6,16 +6,19 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from rbee.contracts.events import new_event
-from rbee.contracts.operations import WorkerSpawn
+from rbee.contracts.ids import new_id
+from rbee.contracts.model_settings import ModelSettings, ModelTable
+from rbee.contracts.operations import Embedding, WorkerSpawn
 from rbee.contracts.states import JobState, Reason
 from rbee.errors import DeadlineExceededError, ModelInvalidError, UnavailableError, WorkerError
 from rbee.jobs import JobRegistry
 from rbee.jobs.endings import Stop
 from rbee.queen import answering, old_requests
-from tests.unit.queen.queen_stage import closing, token, worker_exit
+from tests.unit.queen.queen_stage import MODEL, closing, token, worker_exit, worker_info
 from tests.unit.queen.scripted_hive import WAIT_S, Queen, ScriptedHive, queen_of, until
 
 
@@ -164,6 +167,24 @@ async def test_answer_of_a_lost_hive_goes_on_on_another_one_and_its_late_words_a
 
     assert (end["state"], end["result"]["text"]) == ("completed", "one two")
     assert late == ["queen_refuse_line", "queen_refuse_line"]
+
+
+async def test_embedding_of_a_lost_hive_goes_to_a_worker_that_embeds_though_there_is_no_memory_for_another(
+    tmp_path: Path,
+) -> None:
+    table = ModelTable(models={MODEL: ModelSettings(pinned=True)})
+    async with queen_of(tmp_path, models=table, hive_stale_s=0.2, hive_lost_s=0.4, hive_timeout_s=30.0) as queen:
+        lost, other = await queen.live_hive(), await queen.hive(free=0)
+        lost.workers = [msgspec.structs.replace(worker_info(new_id("worker"), url=lost.url), purpose="embed")]
+        lost.beat()
+        await queen.submit(Embedding(model=MODEL, request={"model": MODEL, "input": "a"}))
+        await until(lambda: len(lost.asked) == 1)
+        other.workers = [msgspec.structs.replace(worker_info(new_id("worker"), url=other.url), purpose="embed")]
+        beating = asyncio.ensure_future(_beat(other))
+        await until(lambda: len(other.asked) == 1)
+        beating.cancel()
+
+    assert not other.commands
 
 
 async def test_lost_hive_that_returns_is_told_to_stop_the_older_attempt(tmp_path: Path) -> None:

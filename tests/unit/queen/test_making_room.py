@@ -14,6 +14,8 @@ from rbee.contracts.states import JobState
 from rbee.errors import WorkerError
 from rbee.jobs.records import JobFilter
 from rbee.queen import inventory, preloads
+from rbee.queen.hives import HiveBook
+from tests.unit.queen.fleet_stage import NOW, fleet, hive, wanted
 from tests.unit.queen.queen_stage import GIB, MODEL
 from tests.unit.queen.scripted_hive import Queen, ScriptedHive, queen_of, until
 
@@ -276,6 +278,29 @@ async def test_preloaded_model_is_started_as_soon_as_a_hive_can_take_it_and_kept
 
     assert (spawn.model, spawn.slots) == (MODEL, 3)
     assert hive.workers[0].model == MODEL
+
+
+async def test_preload_that_takes_long_keeps_no_other_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preloads, "SETTLE_S", 0.0)
+    table = ModelTable(models={model: ModelSettings(preload=True) for model in MODELS})
+    asked: list[str] = []
+    both = asyncio.Event()
+
+    async def spawn(operation: WorkerSpawn) -> None:
+        asked.append(operation.model)
+        if len(asked) == len(MODELS):
+            both.set()
+        await asyncio.Event().wait()
+
+    book = HiveBook(stale_s=3, lost_s=15, clock=lambda: NOW)
+    loading = preloads.Preloads(table, book, wanted, lambda: fleet(hive()), spawn)
+    running = asyncio.ensure_future(loading.run())
+    async with asyncio.timeout(10):
+        await both.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert set(asked) == set(MODELS)
 
 
 async def test_preload_that_fails_is_tried_again_later_and_not_at_once(

@@ -228,7 +228,7 @@ async def test_response_stream_that_breaks_off_ends_with_an_error_and_says_that_
 async def test_call_that_is_refused_while_its_worker_is_asked_is_no_job_and_takes_no_slot(
     whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
 ) -> None:
-    """Accepting is on its way while the worker reads the prompt; nothing of the answer reaches the caller before."""
+    """Accepting is on its way while the worker reads the prompt; no answer reaches the caller before."""
     registry = whole_queen.registry
     waiting = await registry.create(QueenCheck())
     registry.queued_max = 1

@@ -7,7 +7,7 @@ import pytest
 from rbee.contracts.heartbeats import ModelInfo
 from rbee.queen.decisions import Claim, Closed, Decision, Refuse, Start, Use, Wait, Wanted
 from rbee.queen.fit import by_size
-from rbee.queen.inventory import GRACE_S, HiveSpot
+from rbee.queen.inventory import GRACE_S, HiveSpot, Kind, WorkerSpot
 from rbee.queen.scheduler import ADD_AFTER_S, CLAIM_AFTER_S, can_take, place
 from tests.unit.queen.fleet_stage import (
     GIB,
@@ -457,3 +457,26 @@ def test_job_can_go_only_where_another_hive_takes_it() -> None:
 
 def test_worker_that_is_asked_for_is_started_beside_others() -> None:
     assert started(placed(hive("h", worker()), want=wanted(is_another=True))).hive_id == "h"
+
+
+def test_inventory_keeps_nothing_of_models_and_workers_that_are_gone() -> None:
+    before = fleet(hive("h", worker("w")))
+
+    after = before.with_hives([hive("h", models=())])
+
+    assert (set(before.serving), set(before.holders)) == ({Kind(MODEL)}, {MODEL})
+    assert (after.serving, after.holders) == ({}, {})
+
+
+def test_answer_that_was_begun_goes_to_a_worker_that_goes_on_with_it() -> None:
+    """It waits for one that is full; where none goes on with it, the first one is asked, and says so."""
+    anew, other = worker("a", has_prefill=False), worker("b", used=1)
+    full = worker("b", used=2)
+
+    def placed(*workers: WorkerSpot) -> Decision:
+        return place(wanted(goes_on=True), fleet(hive("h", *workers)), NOW)
+
+    assert isinstance(use := placed(anew, other), Use) and use.worker_id == "b"
+    assert isinstance(placed(anew, full), Wait)
+    assert isinstance(use := placed(anew), Use) and use.worker_id == "a"
+    assert isinstance(use := place(wanted(), fleet(hive("h", anew, other)), NOW), Use) and use.worker_id == "a"

@@ -163,7 +163,7 @@ class _Exchange:
         async with self._session.get(url, headers=_part_headers(have, file, etag)) as response:
             if have and response.status == 416 and _total_bytes(response) == have:
                 return  # it was whole already, and its size is known only now
-            if have and not _continues(response, have):
+            if have and not _continues(response, have, etag):
                 await into.restart()
                 if response.status != 200:
                     raise _TryAgainError("the hub did not take up the download where it broke")
@@ -251,10 +251,14 @@ def _part_headers(have: int, file: HubFile, etag: str | None) -> dict[str, str]:
     return headers
 
 
-def _continues(response: aiohttp.ClientResponse, have: int) -> bool:
-    """Tell whether a response goes on from byte `have`, or is an error that leaves what is there of use."""
+def _continues(response: aiohttp.ClientResponse, have: int, etag: str | None) -> bool:
+    """Tell whether a response goes on from byte `have`, or is an error that leaves what is there of use.
+
+    A part of another version than `etag` does not: some servers send one whatever they are asked.
+    """
     if response.status == 206:
-        return response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        is_same = etag is None or response.headers.get("ETag") == etag
+        return is_same and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
     return response.status not in (200, 416)
 
 
