@@ -641,14 +641,15 @@ async def test_narrated_stream_that_waits_when_the_queen_stops_is_not_flooded(
     whole_queen: Queen, caller: aiohttp.ClientSession
 ) -> None:
     """There is nothing more to be told: not even that it is still there, again and again."""
-    call = asyncio.ensure_future(_post(caller, await whole_queen.url() + CHAT_PATH, STREAM, NARRATE))
-    await until(lambda: len(whole_queen.service.dispatcher._tickets) == 1)
-    [job_id] = whole_queen.service.runner.running
-    whole_queen.registry.hub.close()
-    await whole_queen.service.runner.cancel(job_id)
-    told = await call
-    assert _frames(told.body)[-1][2]["error"]["code"] == "cancelled"
-    assert b"still here" not in told.body
+    url = await whole_queen.url() + CHAT_PATH
+    async with caller.post(url, json=STREAM, headers=NARRATE) as response:
+        body = await response.content.readany()
+        [job_id] = whole_queen.service.runner.running
+        whole_queen.registry.hub.close()
+        await whole_queen.service.runner.cancel(job_id)
+        body += await response.read()
+    assert _frames(body)[-1][2]["error"]["code"] == "cancelled"
+    assert b"still here" not in body
 
 
 async def test_plain_stream_has_no_narration(
