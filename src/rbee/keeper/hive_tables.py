@@ -22,7 +22,10 @@ def hive_fields(hive: HiveView) -> list[tuple[object, ...]]:
         ("engines", ", ".join(hive.engines)),
         ("workers at most", hive.workers_max or "as many as the memory holds"),
     ]
-    rows += [("worker", f"{worker.worker_id}: {worker.model}, {worker.state}") for worker in hive.workers]
+    rows += [
+        ("worker", f"{worker.worker_id}: {worker.model} to {worker.purpose}, {worker.state}")
+        for worker in hive.workers
+    ]
     rows += [("model", f"{model.model} ({size(model.size_bytes)})") for model in hive.models]
     rows += [("fetching", f"{download.model}, {share(download)}") for download in hive.downloads]
     rows += [("unusable", f"{broken.model}: {broken.fault}") for broken in hive.unusable_models]
