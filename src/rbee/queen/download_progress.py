@@ -7,7 +7,7 @@ import msgspec
 from rbee.contracts.events import SourceLine
 from rbee.contracts.operations import ModelDownload, operation_name
 from rbee.contracts.views import Progress
-from rbee.errors import GoneError, NotFoundError, StorageFullError
+from rbee.errors import GoneError, NotFoundError, StorageError, UnavailableError
 from rbee.jobs import JobRegistry
 from rbee.jobs.records import Changed, JobRecord
 
@@ -23,7 +23,10 @@ def progress_of(line: SourceLine) -> Progress | None:
 
 
 async def note_progress(registry: JobRegistry, job_id: str, progress: Progress) -> None:
-    """Keep with a download's job how far it is; a job of another kind, or that has ended, stays as it is."""
+    """Keep with a download's job how far it is; a job of another kind, or that has ended, stays as it is.
+
+    What a disk does not take now is made up for by the next line that tells how far it is.
+    """
 
     def decide(record: JobRecord) -> Changed:
         if record.is_ended or record.operation != _DOWNLOAD:
@@ -32,5 +35,5 @@ async def note_progress(registry: JobRegistry, job_id: str, progress: Progress) 
 
     try:
         await registry.store.change(job_id, decide)
-    except (NotFoundError, GoneError, StorageFullError):
-        pass  # the narration itself is in the log, or is brought again
+    except (NotFoundError, GoneError, StorageError, UnavailableError):
+        pass  # the line itself is in the log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,6 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
-
-
-@pytest.fixture
-async def hive(whole_queen: Queen) -> ScriptedHive:
-    hive = await whole_queen.live_hive()
-    hive.has_worker()
-    return hive
-
-
-@pytest.fixture
-async def caller() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 class _Told:

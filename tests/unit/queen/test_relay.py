@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -23,19 +22,6 @@ CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "str
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
-
-
-@pytest.fixture
-async def hive(whole_queen: Queen) -> ScriptedHive:
-    hive = await whole_queen.live_hive()
-    hive.has_worker()
-    return hive
-
-
-@pytest.fixture
-async def caller() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def _close(hive: ScriptedHive, job_id: str, **fields: Any) -> None:

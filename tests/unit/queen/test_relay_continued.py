@@ -37,13 +37,6 @@ def look_often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
 
 
-@pytest.fixture
-async def hive(whole_queen: Queen) -> ScriptedHive:
-    hive = await whole_queen.live_hive()
-    hive.has_worker()
-    return hive
-
-
 @asynccontextmanager
 async def _relaying(queen: Queen) -> AsyncIterator[str]:
     """Serve what accepts calls and relays their answers, whichever routes the queen has; gives its address."""
@@ -68,12 +61,6 @@ async def _relaying(queen: Queen) -> AsyncIterator[str]:
 async def url(whole_queen: Queen) -> AsyncIterator[str]:
     async with _relaying(whole_queen) as url:
         yield url
-
-
-@pytest.fixture
-async def caller() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 def _put(hive: ScriptedHive, *parts: bytes | Exception | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from rbee.contracts.operations import QueenCheck, WorkerSpawn, WorkerStop
+from rbee.contracts.states import JobState
 from rbee.errors import ConflictError, InvalidRequestError, OverloadedError, UnavailableError
 from rbee.jobs import JobFilter
 from rbee.queen import answering, passing, patience
@@ -29,19 +30,6 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(passing, "AGAIN_S", 0.01)
     monkeypatch.setattr(patience, "UNMOVED_S", 0.1)
-
-
-@pytest.fixture
-async def hive(whole_queen: Queen) -> ScriptedHive:
-    hive = await whole_queen.live_hive()
-    hive.has_worker()
-    return hive
-
-
-@pytest.fixture
-async def caller() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def _call(queen: Queen, caller: aiohttp.ClientSession, **more: Any) -> tuple[int, bytes, str]:
@@ -242,6 +230,30 @@ async def test_call_that_is_refused_while_its_worker_is_asked_is_no_job_and_take
     await until(lambda: not whole_queen.service.workers.slots_used(worker_id))
     assert [view.job_id for view in await registry.find(JobFilter())] == [waiting.job_id]
     assert not whole_queen.service.runner.running
+
+
+async def test_worker_is_asked_while_its_job_is_written_down_and_nothing_reaches_the_caller_before(
+    whole_queen: Queen, hive: ScriptedHive, caller: aiohttp.ClientSession
+) -> None:
+    """The prompt is read meanwhile; a job that is on no disk yet has no answer."""
+    disk = threading.Event()
+    store: Any = whole_queen.registry.store
+    holding = asyncio.ensure_future(store._writer.write(lambda tx: disk.wait(30)))
+    posting = asyncio.ensure_future(caller.post(await whole_queen.url() + "/v1/chat/completions", json=CALL))
+    try:
+        await until(lambda: len(hive.asked) == 1)
+        _put(hive, *frames_of(CALL), None)
+        begun, _ = await asyncio.wait({posting}, timeout=1)
+        assert not begun
+    finally:
+        disk.set()
+    assert await holding
+    async with asyncio.timeout(10), await posting as response:
+        job_id = response.headers["x-job-id"]
+        assert (await whole_queen.registry.get(job_id)).state is JobState.RUNNING
+        await hive.say(f"{hive.workers[0].worker_id}/stdout", closing(job_id))
+        body = await response.read()
+    assert _text(body) == "".join(ANSWER)
 
 
 @pytest.mark.parametrize(("refused", "status"), [(1, 200), (2, 503)])
