@@ -17,6 +17,8 @@ COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
 
+_CREATED = re.compile(rb'"created":\s?(\d+)')
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -81,22 +83,24 @@ class Mender:
         self._named = b'"model":' + _encode(self.model)
         self._is_renamed = self.model != own_model
         self._form = _form_of(path, asked)
+        self._is_dated = path in (CHAT, COMPLETIONS)
+        self._created = b""
 
     def frames(self, whole: bytes) -> bytes:
         """Mend some whole frames of a stream."""
         if any(mark in whole for mark in self._form.marks):
             whole = b"".join(self._form.frame(data) for data in frames_data(whole))
-        return self.named(whole)
+        return self._dated(self.named(whole))
 
     def chunk(self, chunk: Chunk) -> Chunk | None:
         """Mend one chunk; None where it waits for `rest`."""
         mended = self._form.chunk(chunk)
-        return None if mended is None else self._with_name(mended)
+        return None if mended is None else self._with_date(self._with_name(mended))
 
     def rest(self) -> Chunk | None:
         """Return the chunk that is told last, behind all those of the engine; None where there is none."""
         rest = self._form.rest()
-        return None if rest is None else self._with_name(rest)
+        return None if rest is None else self._with_date(self._with_name(rest))
 
     def whole(self, answer: Chunk) -> Chunk:
         """Mend an answer that is put together."""
@@ -109,6 +113,25 @@ class Mender:
             if isinstance(inner, dict) and inner.get("model", self.model) != self.model:
                 renamed[key] = {**inner, "model": self.model}
         return {**told, **renamed} if renamed else told
+
+    def _dated(self, whole: bytes) -> bytes:
+        """Give every chunk the time of the first one: the engine gives each its own, in seconds."""
+        if not self._is_dated:
+            return whole
+        if not self._created:
+            found = _CREATED.search(whole)
+            self._created = found[0] if found is not None else b""
+        if not self._created or whole.count(self._created) == whole.count(b'"created":'):
+            return whole
+        return _CREATED.sub(self._created, whole)
+
+    def _with_date(self, told: Chunk) -> Chunk:
+        created = told.get("created")
+        if not self._is_dated or not isinstance(created, int):
+            return told
+        self._created = self._created or b'"created":%d' % created
+        first = int(self._created.rpartition(b":")[2])
+        return told if created == first else {**told, "created": first}
 
     def named(self, data: bytes) -> bytes:
         """Put the model's name into JSON; in the text of an answer these quotes would be escaped."""

@@ -215,3 +215,16 @@ def test_what_is_no_chunk_is_passed_on(path: str) -> None:
     """It is for the reader of the stream to say what it is worth."""
     junk = b'data: {"logprobs":{ "stop_sequence":" "usage"\n\n' + b"data: [1]\n\n"
     assert Mender(path, {"n": 2}, OWN).frames(junk) == junk
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_all_chunks_of_an_answer_have_the_time_of_its_first(path: str) -> None:
+    """Streamed or kept; what the answer's own text says stays, and frames that are alike go on byte for byte."""
+    told = [{"created": 1000 + second, "text": '"created":1007'} for second in (0, 0, 1, 2)]
+    streamed, kept = Mender(path, {}, OWN), Mender(path, {}, OWN)
+    first = frame(told[0])
+    assert streamed.frames(first) is first
+    assert data(streamed.frames(frame(told[1]) + frame(told[2])) + streamed.frames(frame(told[3]) + DONE)) == [
+        {**chunk, "created": 1000} for chunk in told[1:]
+    ]
+    assert [kept.chunk(chunk) for chunk in told] == [{**chunk, "created": 1000} for chunk in told]
